@@ -1,0 +1,822 @@
+"""Training: a recipe, a loop on accelerate, checkpoints that resume exactly.
+
+The loop is what chapter 4 builds by hand, with what makes it fast and safe around
+it: `accelerate` (https://huggingface.co/docs/accelerate) for devices, precision
+and processes; sizes that grow (Howard and Gugger 2020, https://arxiv.org/abs/2002.04688);
+a one-cycle schedule (Smith and Topin 2019, https://arxiv.org/abs/1708.07120) with
+AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
+"""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from roadseg import runtime, unet
+from roadseg.classes import NUM_SCORED, VOID
+from roadseg.dataset1 import RoadScenes
+from roadseg.evaluation import pixel_counts, predict_scenes
+
+if TYPE_CHECKING:
+    from torch_snippets import Report
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A number of epochs at one picture size.
+
+    Attributes:
+        epochs: Passes over the training pictures.
+        height: Of the crops that are fed, in pixels, a multiple of 32.
+        width: Likewise.
+    """
+
+    epochs: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training does, apart from data and network.
+
+    Attributes:
+        name: What it is called, and the folder its results go to.
+        stages: Sizes in their order; the last is the largest.
+        feed: Height and width that pictures are resized to when predicting, or
+            None for their own size.
+        batch_size: Pictures a step, over all processes.
+        lr_encoder: Highest learning rate of the pretrained encoder.
+        lr_decoder: Highest learning rate of all else.
+        weight_decay: Of AdamW.
+        warmup: Share of the steps in which the rates rise, 0 to 1.
+        crop: Smallest share of a picture's area that a crop keeps, 0 to 1.
+        jitter: Strength of the changes in brightness, contrast and saturation.
+        class_weights: Whether rare classes weigh more in the loss.
+        seed: Of shuffling, augmentation and everything else.
+        precision: bf16, fp16, no (float32), or auto: `runtime.precision`.
+
+    Raises:
+        ValueError: If there is no epoch or a size is not a multiple of 32.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    feed: tuple[int, int] | None
+    batch_size: int = 8
+    lr_encoder: float = 3e-4
+    lr_decoder: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.25
+    crop: float = 0.4
+    jitter: float = 0.3
+    class_weights: bool = True
+    seed: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError("a recipe needs at least one epoch")
+        for s in self.stages:
+            if s.height % unet.STRIDE or s.width % unet.STRIDE:
+                raise ValueError(
+                    f"a stage's size must be a multiple of {unet.STRIDE}, "
+                    f"not {s.height} x {s.width}"
+                )
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all stages together."""
+        return sum(s.epochs for s in self.stages)
+
+    @classmethod
+    def for_profile(cls, profile: runtime.Profile | None = None) -> "Recipe":
+        """Return the recipe of a profile, or the one that ``ROADSEG_RECIPE`` names.
+
+        Args:
+            profile: The profile; without it, that of this run.
+
+        Raises:
+            ValueError: If there is no such recipe.
+        """
+        name = os.environ.get("ROADSEG_RECIPE") or (profile or runtime.profile()).name
+        if name not in RECIPES:
+            raise ValueError(
+                f"there is no recipe {name!r}: set ROADSEG_RECIPE to one of "
+                f"{', '.join(RECIPES)}"
+            )
+        return RECIPES[name]
+
+
+RECIPES: dict[str, Recipe] = {
+    r.name: r
+    for r in (
+        Recipe("quick", (Stage(6, 64, 96), Stage(2, 96, 128)), None, batch_size=4),
+        Recipe("cpu", (Stage(6, 96, 128), Stage(5, 160, 224)), (256, 352)),
+        Recipe(
+            "cpu-long",
+            (Stage(8, 96, 128), Stage(12, 160, 224), Stage(6, 256, 352)),
+            (352, 480),
+        ),
+        Recipe("gpu", (Stage(20, 192, 256), Stage(20, 352, 480)), None),
+    )
+}
+"""The recipe of each profile, and one for a CPU and a long evening."""
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on; the message says why and what to do."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """A training stopped by Ctrl-C; the message says what is saved."""
+
+
+@dataclass
+class Run:
+    """A finished training.
+
+    Attributes:
+        model: The network, trained, on the device it was trained on.
+        history: One dict an epoch: epoch, height, width, train_loss, train_acc
+            (void left out), seconds, and what `on_epoch` returned.
+        seconds: Time spent training, over all resumptions, without what
+            `on_epoch` took.
+        precision: bf16, fp16 or no.
+    """
+
+    model: unet.UNet
+    history: list[dict]
+    seconds: float
+    precision: str
+
+    @property
+    def log(self) -> "Report":
+        """The history as a torch_snippets Report, for its plots."""
+        report = new_report(len(self.history))
+        with contextlib.redirect_stdout(None):
+            for row in self.history:
+                record(report, row)
+        return report
+
+
+# --- what the learner sees ----------------------------------------------------
+
+
+def new_report(epochs: int) -> "Report":
+    """Return an empty torch_snippets Report over a number of epochs."""
+    from torch_snippets import Report  # takes seconds to import: only here
+
+    return Report(epochs)
+
+
+def record(report: "Report", row: dict) -> None:
+    """Write one epoch of a history into a report, which prints it."""
+    shown = {k: v for k, v in row.items() if k not in NOT_REPORTED}
+    report.record(pos=row["epoch"], **shown, end="\n")
+
+
+NOT_REPORTED = ("epoch", "height", "width", "seconds")
+
+
+# --- pictures and loss --------------------------------------------------------
+
+
+def train_transform(recipe: Recipe, stage: Stage) -> v2.Compose:
+    """Return the augmentation of a stage: crop, mirror, colour.
+
+    It takes and gives a picture (3, H, W) and a mask (H, W), uint8 tv_tensors;
+    the mask is resized with nearest neighbour, because torchvision knows masks.
+    """
+    size = (stage.height, stage.width)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                size, scale=(recipe.crop, 1.0), ratio=(1.1, 1.6), antialias=True
+            ),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter),
+        ]
+    )
+
+
+def class_weights(masks: Iterable[Tensor]) -> Tensor:
+    """Weigh classes by the root of (median frequency / own frequency).
+
+    Median frequency balancing is Eigen and Fergus 2015
+    (https://arxiv.org/abs/1411.4734), used for CamVid by SegNet; its root boosts
+    rare classes less, which costs less accuracy on the common ones.
+
+    Args:
+        masks: (H, W) integers, 0 to 11.
+
+    Returns:
+        (12,) float32; 0 for void and for classes that never occur.
+    """
+    counts = pixel_counts(masks).double()
+    counts[VOID] = 0
+    weights = torch.zeros_like(counts)
+    present = counts > 0
+    weights[present] = (counts[present].median() / counts[present]).sqrt()
+    return weights.float()
+
+
+def make_loss(recipe: Recipe, masks: Iterable[Tensor]) -> nn.CrossEntropyLoss:
+    """Return the loss: cross-entropy without void, classes weighted if asked for."""
+    weights = class_weights(masks) if recipe.class_weights else None
+    return nn.CrossEntropyLoss(weight=weights, ignore_index=VOID)
+
+
+class _Numbered(Dataset):
+    """Scenes with their numbers, so that a bad batch can be named."""
+
+    def __init__(self, scenes: RoadScenes) -> None:
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, int]:
+        image, mask = self.scenes[i]
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor), i
+
+
+# --- the loop -----------------------------------------------------------------
+
+
+def fit(
+    model: unet.UNet,
+    scenes: RoadScenes,
+    recipe: Recipe,
+    folder: str | os.PathLike | None = None,
+    resume: bool = True,
+    on_epoch: Callable[[int, unet.UNet], dict | None] | None = None,
+) -> Run:
+    """Train a network by a recipe.
+
+    Void pixels are left out of the loss. Losses stay on the device until the end
+    of an epoch. With a folder, each epoch ends with a checkpoint, written whole
+    or not at all, and an interrupted training goes on from the newest good one,
+    on a CPU to the same bits. Under ``accelerate launch`` the processes share
+    the work.
+
+    Args:
+        model: The network; it is trained in place.
+        scenes: Training scenes; their transform is replaced by the recipe's.
+        recipe: What to do.
+        folder: Where checkpoints go; without it there are none.
+        resume: Go on from the checkpoints in the folder; False begins anew and
+            deletes them.
+        on_epoch: Called after each epoch with its number (1, 2, ...) and the
+            network; the numbers it returns join the history.
+
+    Returns:
+        The trained network and its history.
+
+    Raises:
+        ValueError: If there are no scenes.
+        TrainingError: If the loss is not finite, memory runs out, or the folder
+            holds a training of another recipe or other data.
+        TrainingInterrupted: After Ctrl-C.
+    """
+    if len(scenes) == 0:
+        raise ValueError("there are no scenes to train on")
+    checkpoints = Checkpoints(folder, recipe, scenes, model.origin) if folder else None
+    if checkpoints and not resume:
+        checkpoints.clear()
+    trainer = _Trainer(model, scenes, recipe, checkpoints, on_epoch)
+    try:
+        trainer.run()
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            f"the device's memory does not hold batches of {recipe.batch_size}: "
+            f"try batch_size={max(1, recipe.batch_size // 2)} in the recipe"
+        ) from None
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(trainer.where_it_stands()) from None
+    finally:
+        trainer.close()
+    return Run(model, trainer.history, trainer.seconds, trainer.precision)
+
+
+class _Trainer:
+    """The state of one call of `fit`."""
+
+    def __init__(self, model, scenes, recipe, checkpoints, on_epoch) -> None:
+        self.recipe, self.scenes, self.checkpoints = recipe, scenes, checkpoints
+        self.on_epoch = on_epoch
+        self.history: list[dict] = []
+        self.seconds = 0.0
+        saved = checkpoints.position() if checkpoints else None
+        # a resumed training keeps its number format, or its bits would change
+        self.precision = saved["precision"] if saved else _precision(recipe)
+        self.accelerator = _accelerator(self.precision, recipe.seed)
+        self.plain = model
+        self._prepare(model)
+        if saved:
+            self.history, self.seconds = checkpoints.load(self.accelerator)
+
+    def _prepare(self, model: unet.UNet) -> None:
+        recipe, accelerator = self.recipe, self.accelerator
+        share = recipe.batch_size // accelerator.num_processes
+        if share < 1:
+            raise ValueError(
+                f"a batch of {recipe.batch_size} cannot be shared by "
+                f"{accelerator.num_processes} processes: raise batch_size"
+            )
+        loaders = [
+            DataLoader(
+                _Numbered(self.scenes.with_transform(train_transform(recipe, stage))),
+                batch_size=share,
+                shuffle=True,
+                # a last small batch would weigh as much as a whole one
+                drop_last=len(self.scenes) >= recipe.batch_size,
+                num_workers=_workers(),
+                pin_memory=accelerator.device.type == "cuda",
+            )
+            for stage in recipe.stages
+        ]
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if _many() else model
+        model.to(memory_format=torch.channels_last)
+        optimiser = make_optimiser(model, recipe)
+        loaders = [accelerator.prepare_data_loader(x) for x in loaders]
+        steps = sum(
+            s.epochs * len(x) for s, x in zip(recipe.stages, loaders, strict=True)
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser,
+            max_lr=[group["lr"] for group in optimiser.param_groups],
+            # torch divides by zero where the rise ends on the first step
+            total_steps=max(2, steps),
+            pct_start=max(recipe.warmup, 1.5 / max(2, steps)),
+        )
+        self.loaders = loaders
+        self.model, self.optimiser, self.schedule = accelerator.prepare(
+            model, optimiser, schedule
+        )
+        self.loss = make_loss(recipe, self.scenes.masks).to(accelerator.device)
+
+    def run(self) -> None:
+        done = len(self.history)
+        report = new_report(self.recipe.epochs)
+        report.start = time.time() - self.seconds
+        for row in self.history:
+            record(report, row)
+        plan = [
+            (stage, loader)
+            for stage, loader in zip(self.recipe.stages, self.loaders, strict=True)
+            for _ in range(stage.epochs)
+        ]
+        for epoch, (stage, loader) in enumerate(plan[done:], done + 1):
+            row = self._epoch(epoch, stage, loader)
+            self.history.append(row)
+            if self.accelerator.is_main_process:
+                record(report, row)
+            if self.checkpoints:
+                self.checkpoints.save(
+                    self.accelerator, self.history, self.seconds, self.precision
+                )
+
+    def _epoch(self, epoch: int, stage: Stage, loader: DataLoader) -> dict:
+        start = time.perf_counter()
+        # each epoch has its own seed: where a run was resumed cannot matter
+        rank = self.accelerator.process_index
+        runtime.seed_everything(self.recipe.seed + 1000 * epoch + 7 * rank)
+        loader.set_epoch(epoch)
+        self.model.train()
+        what = f"epoch {epoch} of {self.recipe.epochs}, {stage.height} x {stage.width}"
+        results = [
+            (self._step(images, masks), numbers)
+            for images, masks, numbers in runtime.progress(loader, what, len(loader))
+        ]
+        # one look at the device for the whole epoch; looking at every step would
+        # make the device wait for Python
+        losses, right, labelled = torch.stack([r for r, _ in results]).cpu().unbind(1)
+        self._check(losses, [n for _, n in results], epoch)
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        row = {
+            "epoch": epoch,
+            "height": stage.height,
+            "width": stage.width,
+            "train_loss": losses.mean().item(),
+            "train_acc": (right.sum() / labelled.sum()).item(),
+            "seconds": seconds,
+        }
+        if self.on_epoch and self.accelerator.is_main_process:
+            row |= self.on_epoch(epoch, self.plain) or {}
+        return row
+
+    def _step(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Take one step; return loss, right pixels, labelled pixels, on the device."""
+        x = unet.normalise(images).to(memory_format=torch.channels_last)
+        masks = masks.long()
+        logits = self.model(x)  # (N, 12, H, W)
+        loss = self.loss(logits, masks)
+        self.accelerator.backward(loss)
+        self.optimiser.step()
+        self.schedule.step()
+        self.optimiser.zero_grad()
+        right, labelled = count_right(logits.detach(), masks)
+        return torch.stack([loss.detach().double(), right.double(), labelled.double()])
+
+    def _check(self, losses: Tensor, numbers: list[Tensor], epoch: int) -> None:
+        bad = (~losses.isfinite()).nonzero().flatten()
+        if len(bad) == 0:
+            return
+        step = int(bad[0])
+        names = ", ".join(self.scenes.names[int(i)] for i in numbers[step])
+        raise TrainingError(
+            f"the loss of step {step + 1} in epoch {epoch} is {losses[step].item()}; "
+            f"its pictures: {names}. Look at them and their masks; if they are "
+            "sound, lower the learning rates. The checkpoints before it are kept"
+        )
+
+    def where_it_stands(self) -> str:
+        done, all_ = len(self.history), self.recipe.epochs
+        if self.checkpoints is None:
+            return f"stopped after {done} of {all_} epochs; nothing is saved"
+        return (
+            f"stopped after {done} of {all_} epochs; they are saved in "
+            f"{runtime.short(self.checkpoints.folder)}: run it again and it goes on"
+        )
+
+    def close(self) -> None:
+        # accelerate wraps the network's forward; give the network back as it was
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+
+
+def count_right(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Count pixels predicted right, and pixels that count: void does not.
+
+    Args:
+        logits: (N, 12, H, W).
+        masks: (N, H, W) integers, 0 to 11.
+
+    Returns:
+        Two scalars, int64.
+    """
+    labelled = masks != VOID
+    predicted = logits[:, :NUM_SCORED].argmax(1)
+    return ((predicted == masks) & labelled).sum(), labelled.sum()
+
+
+def make_optimiser(model: unet.UNet, recipe: Recipe) -> torch.optim.AdamW:
+    """Return AdamW with a lower rate for the encoder than for the rest."""
+    encoder = list(model.encoder.parameters())
+    inside = {id(p) for p in encoder}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    return torch.optim.AdamW(
+        [
+            {"params": encoder, "lr": recipe.lr_encoder},
+            {"params": rest, "lr": recipe.lr_decoder},
+        ],
+        weight_decay=recipe.weight_decay,
+        fused=runtime.device().type in ("cpu", "cuda"),
+    )
+
+
+def _precision(recipe: Recipe) -> str:
+    return runtime.precision() if recipe.precision == "auto" else recipe.precision
+
+
+def _accelerator(precision: str, seed: int) -> Accelerator:
+    # accelerate keeps one number format a process; a notebook may train in several
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=runtime.device().type == "cpu",
+        step_scheduler_with_optimizer=False,
+        dataloader_config=DataLoaderConfiguration(
+            use_seedable_sampler=True, data_seed=seed
+        ),
+    )
+
+
+def _many() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and torch.cuda.is_available()
+
+
+def _workers() -> int:
+    """A CPU trains slower than it loads; a GPU needs processes that load."""
+    if runtime.device().type == "cpu" or sys.platform == "win32":
+        return 0
+    return min(8, max(1, (os.cpu_count() or 2) - 1))
+
+
+# --- checkpoints --------------------------------------------------------------
+
+
+class Checkpoints:
+    """Checkpoints of one training in one folder; the newest two are kept.
+
+    A checkpoint is a folder ``epoch-007`` with what `Accelerator.save_state`
+    writes (network, optimiser, schedule, random states), the position, and
+    checksums. It is written beside and renamed when whole.
+
+    Args:
+        folder: Made if need be.
+        recipe: What the training does.
+        scenes: What it trains on.
+        encoder: Where the encoder's first weights come from.
+
+    Raises:
+        TrainingError: On `position`, if the folder holds another training.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        recipe: Recipe,
+        scenes: RoadScenes,
+        encoder: str,
+    ) -> None:
+        self.folder = Path(folder)
+        self.kind = {
+            "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
+            "data": f"{len(scenes)} scenes: {scenes.origin}",
+            "encoder": encoder,
+        }
+        self.newest: Path | None = None
+
+    def position(self) -> dict | None:
+        """Return the position of the newest good checkpoint, None without any."""
+        self.newest = None
+        found = sorted(self.folder.glob("epoch-*"), reverse=True)
+        for path in found:
+            if reason := _damage(path):
+                print(f"the checkpoint {path.name} is damaged ({reason}): going back")
+                continue
+            position = json.loads((path / "position.json").read_text())
+            self._same_training(position["kind"])
+            self.newest = path
+            return position
+        if found:
+            raise TrainingError(
+                f"no checkpoint in {runtime.short(self.folder)} is whole: delete the "
+                "folder, or train with resume=False, to begin anew"
+            )
+        return None
+
+    def _same_training(self, kind: dict) -> None:
+        old, new = _flat(kind), _flat(self.kind)
+        changes = [
+            f"{k} was {old.get(k)}, is {new.get(k)}"
+            for k in sorted(old | new)
+            if old.get(k) != new.get(k)
+        ]
+        if changes:
+            raise TrainingError(
+                f"{runtime.short(self.folder)} holds another training "
+                f"({'; '.join(changes)}): choose another folder, or resume=False to "
+                "delete it and begin anew"
+            )
+
+    def load(self, accelerator: Accelerator) -> tuple[list[dict], float]:
+        """Load what `position` found; return the history and the seconds so far."""
+        accelerator.load_state(str(self.newest))
+        position = json.loads((self.newest / "position.json").read_text())
+        return position["history"], position["seconds"]
+
+    def save(
+        self,
+        accelerator: Accelerator,
+        history: list[dict],
+        seconds: float,
+        precision: str,
+    ) -> None:
+        """Write the checkpoint of the last epoch in the history."""
+        name = f"epoch-{len(history):03}"
+        draft = self.folder / f".draft-{name}"
+        if accelerator.is_main_process:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(draft))
+        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:
+            return
+        position = {
+            "kind": self.kind,
+            "history": history,
+            "seconds": seconds,
+            "precision": precision,
+        }
+        (draft / "position.json").write_text(json.dumps(position, indent=1))
+        (draft / "sha256.json").write_text(json.dumps(_checksums(draft)))
+        _sync(draft)
+        final = self.folder / name
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one of this name
+        os.replace(draft, final)
+        for old in sorted(self.folder.glob("epoch-*"))[:-2]:
+            shutil.rmtree(old)
+
+    def clear(self) -> None:
+        """Delete all checkpoints."""
+        for old in [*self.folder.glob("epoch-*"), *self.folder.glob(".draft-*")]:
+            shutil.rmtree(old)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "sha256.json":
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[path.relative_to(folder).as_posix()] = digest
+    return sums
+
+
+def _damage(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint, None if nothing is."""
+    try:
+        wanted = json.loads((folder / "sha256.json").read_text())
+    except (OSError, ValueError):
+        return "it has no readable checksums"
+    found = _checksums(folder)
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            return f"{name} is {'changed' if name in found else 'missing'}"
+    return None
+
+
+def _sync(folder: Path) -> None:
+    """Make the system write a folder's files out before it is renamed."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for k, v in tree.items():
+        flat |= _flat(v, f"{k}.") if isinstance(v, dict) else {prefix + k: v}
+    return flat
+
+
+# --- how long it will take ----------------------------------------------------
+
+
+def estimate_seconds(model: unet.UNet, recipe: Recipe, pictures: int) -> float:
+    """Estimate how long a training will take, from two timed steps a stage.
+
+    The steps are taken on a copy: the network is not changed.
+
+    Args:
+        model: The network.
+        recipe: What would be done.
+        pictures: How many training pictures there are.
+
+    Returns:
+        Seconds, without loading, checkpoints and evaluation.
+    """
+    trial = copy.deepcopy(model).to(runtime.device(), memory_format=torch.channels_last)
+    optimiser = make_optimiser(trial, recipe)
+    total = 0.0
+    for stage in recipe.stages:
+        with torch.random.fork_rng():  # dropout, if there is any
+            step = min(_timed_steps(trial, optimiser, recipe, stage, 2))
+        steps = stage.epochs * max(1, pictures // recipe.batch_size)
+        total += step * steps
+    return total
+
+
+def _timed_steps(
+    model: unet.UNet,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
+    stage: Stage,
+    steps: int,
+) -> Iterator[float]:
+    device = runtime.device()
+    x = torch.zeros(recipe.batch_size, 3, stage.height, stage.width, device=device)
+    x = x.to(memory_format=torch.channels_last)
+    y = torch.zeros(len(x), stage.height, stage.width, dtype=torch.long, device=device)
+    for i in range(steps + 1):
+        start = time.perf_counter()
+        with runtime.autocast():
+            loss = nn.functional.cross_entropy(model(x).float(), y)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        loss.item()  # waits for the device
+        seconds = time.perf_counter() - start
+        if i:  # the first warms up
+            yield seconds
+
+
+def in_words(seconds: float) -> str:
+    """Return a time as people say it: 40 s, 12 min, 2 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = math.ceil(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+# --- the course's own model ---------------------------------------------------
+
+
+def trained_model(
+    train: RoadScenes,
+    weights: unet.EncoderWeights,
+    recipe: Recipe | None = None,
+    watched: RoadScenes | None = None,
+) -> tuple[unet.UNet, dict]:
+    """Return the course's trained network: the saved one, or one trained now.
+
+    Chapter 4 trains it; chapter 5 asks for it. Whoever opens chapter 5 alone
+    trains it there. Everything goes to a folder of the recipe's name in
+    `runtime.output_dir`: checkpoints, ``unet.safetensors``, and in ``watched``
+    what the network predicted after each epoch.
+
+    Args:
+        train: Training scenes.
+        weights: Encoder weights to begin with.
+        recipe: What to do; without it, the profile's.
+        watched: A few scenes to predict after each epoch, see `watched_masks`.
+
+    Returns:
+        The network, in evaluation mode on this run's device, and facts about it:
+        data, encoder, recipe, seconds, epochs, precision, machine, real_data,
+        history (see `Run`).
+
+    Raises:
+        TrainingError: See `fit`.
+    """
+    recipe = recipe or Recipe.for_profile()
+    folder = runtime.output_dir() / recipe.name
+    path = folder / "unet.safetensors"
+    kind = {"data": train.origin, "encoder": weights.origin, "recipe": str(recipe)}
+    if path.exists():
+        model, facts = unet.load(path)
+        if all(facts.get(k) == v for k, v in kind.items()):
+            return model.to(runtime.device()), facts
+        print(f"{runtime.short(path)} is of another recipe or other data")
+    runtime.seed_everything(recipe.seed)
+    model = unet.UNet(encoder_weights=weights)
+    expected = estimate_seconds(model, recipe, len(train))
+    print(f"training {recipe.epochs} epochs, about {in_words(expected)}")
+
+    def watch(epoch: int, model: unet.UNet) -> None:
+        if watched is not None:
+            _write_watched(folder / "watched", epoch, model, watched, recipe)
+
+    run = fit(model, train, recipe, folder / "checkpoints", on_epoch=watch)
+    facts = kind | {
+        "seconds": round(run.seconds, 1),
+        "epochs": recipe.epochs,
+        "precision": run.precision,
+        "machine": runtime.machine(),
+        "real_data": train.real,
+        "history": run.history,
+    }
+    unet.save(model, path, facts)
+    return model.eval(), facts
+
+
+def _write_watched(
+    folder: Path, epoch: int, model: unet.UNet, scenes: RoadScenes, recipe: Recipe
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    masks = predict_scenes(model, scenes, recipe.feed)
+    for name, mask in zip(scenes.names, masks, strict=True):
+        Image.fromarray(mask.numpy()).save(folder / f"{epoch:03}_{Path(name).stem}.png")
+
+
+def watched_masks(recipe: Recipe | None = None) -> dict[str, dict[int, Tensor]]:
+    """Return what the network predicted for the watched scenes after each epoch.
+
+    Returns:
+        For each scene's name without ending, and each epoch, a (H, W) uint8 mask
+        with labels 0 to 10.
+    """
+    recipe = recipe or Recipe.for_profile()
+    masks: dict[str, dict[int, Tensor]] = {}
+    for path in sorted((runtime.output_dir() / recipe.name / "watched").glob("*.png")):
+        epoch, name = path.stem.split("_", 1)
+        mask = torch.from_numpy(np.array(Image.open(path)))
+        masks.setdefault(name, {})[int(epoch)] = mask
+    return masks

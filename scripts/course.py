@@ -1,0 +1,518 @@
+#!/usr/bin/env python3
+"""The one door to the course: run it, check it, open it.
+
+    python3 scripts/course.py run      run all notebooks and print the scores
+    python3 scripts/course.py test     what the checks run: lint, tests, notebooks
+    python3 scripts/course.py lab      open the notebooks in JupyterLab
+
+The first use makes an environment of its own in .venv (about 6 GB); later ones take
+it as it is. With --no-venv everything runs in the Python that runs this script.
+"""
+
+# Only the standard library, and only syntax that Python 3.6 can read, so that an old
+# Python gets to the sentence about its version and not to a SyntaxError.
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+NEEDED = (3, 11)
+if sys.version_info[:2] < NEEDED:
+    sys.exit(
+        "The course needs Python {}.{} or newer, and this is Python {}.{} ({}): "
+        "install a newer one and start the script with it.".format(
+            *NEEDED, *sys.version_info[:2], sys.executable
+        )
+    )
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+BUILD = ROOT / "build"
+VENV = ROOT / ".venv"
+STAMP = VENV / "course.json"
+LOG = BUILD / "install.log"
+
+REQUIREMENTS = "requirements.txt"
+TEST_REQUIREMENTS = "tests/requirements.txt"
+IMPORTED = {
+    "run": ("torch", "nbclient"),
+    "lab": ("jupyterlab",),
+    "test": ("torch", "ruff", "pytest", "xdist", "nbval", "nbformat", "jupytext"),
+}
+"""What each command imports first: looked for where --no-venv is given."""
+
+STOPPED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+class Refusal(Exception):
+    """What stands in the way, in a sentence that says what to do about it."""
+
+
+def say(text: str = "") -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def shown(path: Path) -> str:
+    """Return a path as people should see it: from the checkout on, if it is there."""
+    return str(path.relative_to(ROOT) if ROOT in path.parents else path)
+
+
+# The environment ------------------------------------------------------------------
+
+
+def ensure_environment(files: "list[str]") -> Path:
+    """Return the Python of .venv, with these requirement files installed.
+
+    A file in .venv says what was installed. It is written when pip has finished, so
+    an interrupted installation starts afresh.
+
+    Raises:
+        Refusal: If .venv cannot be made, or was made by somebody else.
+    """
+    wanted = {name: _sha256(ROOT / name) for name in files}
+    stamp = _read_stamp()
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if stamp is None:
+        _make_venv(python)
+        stamp = {}
+    elif not stamp.get("python") or stamp["python"] != _version(python):
+        say("The environment in .venv is not whole: it is made again.")
+        shutil.rmtree(str(VENV))
+        _make_venv(python)
+        stamp = {}
+    installed = stamp.get("files", {})
+    if all(installed.get(name) == digest for name, digest in wanted.items()):
+        return python
+    _install(python, files)
+    if REQUIREMENTS in installed and installed[REQUIREMENTS] == wanted[REQUIREMENTS]:
+        wanted = {**installed, **wanted}
+    text = json.dumps({"python": _version(python), "files": wanted}, indent=1)
+    STAMP.write_text(text + "\n", encoding="utf-8")
+    return python
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_stamp() -> "dict | None":
+    """Return what .venv says of itself; None if there is no .venv yet."""
+    if not VENV.exists() or (VENV.is_dir() and not any(VENV.iterdir())):
+        return None
+    if not STAMP.exists():
+        raise Refusal(
+            "{} is there, but this script did not make it: rename it and start again, "
+            "or activate it and add --no-venv.".format(shown(VENV))
+        )
+    try:
+        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def _version(python: Path) -> str:
+    """Return the version of an interpreter, or nothing if it does not run."""
+    question = "import platform; print(platform.python_version())"
+    try:
+        answer = subprocess.run([str(python), "-c", question], stdout=subprocess.PIPE)
+    except OSError:
+        return ""
+    return answer.stdout.decode().strip()
+
+
+def _make_venv(python: Path) -> None:
+    VENV.mkdir(exist_ok=True)
+    STAMP.write_text("{}\n", encoding="utf-8")  # ours, and not yet whole
+    command = [sys.executable, "-m", "venv", str(VENV)]
+    if _run_logged(command, "Making .venv", "w") == 0 and _version(python):
+        return
+    shutil.rmtree(str(VENV), ignore_errors=True)
+    raise Refusal(
+        "No environment could be made with {}:\n{}\nOn Debian and Ubuntu it lacks the "
+        "package python{}.{}-venv (sudo apt install it); elsewhere, install Python "
+        "from python.org.".format(
+            sys.executable, _last_lines(LOG, 3), *sys.version_info[:2]
+        )
+    )
+
+
+def _install(python: Path, files: "list[str]") -> None:
+    say("Installing what the course needs (once; several minutes, about 6 GB).")
+    STAMP.write_text("{}\n", encoding="utf-8")
+    command = [str(python), "-m", "pip", "install", "--no-input", "--progress-bar=off"]
+    command += ["--disable-pip-version-check"]
+    for name in files:
+        command += ["-r", name]
+    start = time.monotonic()
+    if _run_logged(command, "Installing", "a") != 0:
+        raise Refusal(
+            "The installation failed:\n{}\nAll of what pip said is in {}. Once the "
+            "cause is gone, start again.".format(_last_lines(LOG, 6), shown(LOG))
+        )
+    say("Installed in {}.".format(duration(time.monotonic() - start)))
+
+
+def _run_logged(command: "list[str]", what: str, mode: str) -> int:
+    """Run a command with its output in the log and a line that shows it goes on."""
+    BUILD.mkdir(exist_ok=True)
+    with LOG.open(mode) as log:
+        child = subprocess.Popen(
+            command,
+            cwd=str(ROOT),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        with Line(lambda: "{}: {}".format(what, _last_lines(LOG, 1).strip())):
+            return _wait(child)
+
+
+def _wait(child: subprocess.Popen) -> int:
+    """Wait for a child; on Ctrl-C see to it that the child ends too."""
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        try:
+            child.wait(timeout=5)  # a terminal sends Ctrl-C to both
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            child.wait()
+        raise
+
+
+def _last_lines(path: Path, count: int) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [x for x in lines if x.startswith("ERROR")] if count > 1 else []
+    return "\n".join((errors or [x for x in lines if x.strip()])[-count:])
+
+
+# Showing that it goes on ------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: ``4 s``, ``2 min 5 s``, ``1 h 3 min``."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    if minutes >= 60:
+        return "{} h {} min".format(*divmod(minutes, 60))
+    return "{} min {} s".format(minutes, rest) if minutes else "{} s".format(rest)
+
+
+class Line:
+    """A line on a terminal that is drawn anew every second; elsewhere, nothing."""
+
+    def __init__(self, text) -> None:
+        """Take a function that returns what to show."""
+        self._text = text
+        self._start = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._draw, daemon=True)
+
+    def __enter__(self) -> "Line":
+        if sys.stdout.isatty():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+            sys.stdout.write("\r" + " " * (self._width() - 1) + "\r")
+            sys.stdout.flush()
+
+    def _draw(self) -> None:
+        while not self._over.wait(0.5):
+            elapsed = duration(time.monotonic() - self._start)
+            text = "{} | {}".format(elapsed, self._text())
+            width = self._width() - 1
+            sys.stdout.write("\r" + text[:width].ljust(width))
+            sys.stdout.flush()
+
+    @staticmethod
+    def _width() -> int:
+        return shutil.get_terminal_size().columns
+
+
+# run ----------------------------------------------------------------------------------
+
+PREPARE = """
+import json, sys
+from roadseg import dataset1, runtime, unet
+try:
+    profile = runtime.profile()
+    print("profile  " + profile.name)
+    print("machine  " + runtime.machine(), flush=True)
+    train, test = dataset1.load()
+    print("data     " + train.origin)
+    print("         " + test.origin, flush=True)
+    if train.real:
+        print("         " + dataset1.verify(train.folder).summary, flush=True)
+    print("weights  " + unet.find_encoder_weights().origin)
+except (RuntimeError, ValueError) as error:
+    sys.exit("Cannot start: " + str(error))
+facts = {"profile": profile.name, "real": train.real}
+facts["output"] = str(runtime.output_dir())
+facts["banner"] = "" if train.real else runtime.banner(
+    "The pictures of this run are DRAWN, not those of dataset1. No score or picture "
+    "of it can be compared with any for dataset1."
+)
+with open(sys.argv[1], "w", encoding="utf-8") as file:
+    json.dump(facts, file)
+"""
+"""Fetches and verifies data and weights. In a process of its own, because of the
+memory that importing torch takes; roadseg prints the reason where one is missing."""
+
+
+def prepare() -> dict:
+    """Fetch and verify the data; return profile, real, output and banner.
+
+    Raises:
+        Refusal: If the data or weights that the user named cannot be used.
+    """
+    BUILD.mkdir(exist_ok=True)
+    answer = BUILD / "prepared.json"
+    command = [sys.executable, "-c", PREPARE, str(answer)]
+    if _wait(subprocess.Popen(command, cwd=str(NOTEBOOKS))) != 0:
+        raise Refusal("Nothing was run.")
+    facts = json.loads(answer.read_text(encoding="utf-8"))
+    answer.unlink()
+    return facts
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run all notebooks, store executed copies, print the scores."""
+    import notebooks
+
+    _set_paths(options)
+    facts = prepare()
+    say(facts["banner"])
+    chapters = notebooks.chapters()
+    if not chapters:
+        raise Refusal("There are no notebooks in {}.".format(shown(NOTEBOOKS)))
+    output = Path(facts["output"])
+    start = time.time()
+    for number, path in enumerate(chapters, 1):
+        out = output / "notebooks" / path.name
+        _run_one(notebooks, path, out, "{} of {}".format(number, len(chapters)))
+    say("All notebooks ran, in {}.\n".format(duration(time.time() - start)))
+    say(scores_text(output / "scores.json", start))
+    say("\nExecuted notebooks: {}".format(shown(output / "notebooks")))
+    say("Checkpoints, logs and scores: {}".format(shown(output)))
+    say(facts["banner"])
+    return 0
+
+
+def _set_paths(options: argparse.Namespace) -> None:
+    """Put the options into the environment, with absolute paths."""
+    import notebooks
+
+    if options.data:
+        os.environ["ROADSEG_DATASET1"] = options.data
+    if options.profile:
+        os.environ["ROADSEG_PROFILE"] = options.profile
+    environment = notebooks.kernel_environment()
+    for name in notebooks.LOCAL_FILES:
+        if name in environment:
+            os.environ[name] = environment[name]
+
+
+def _run_one(notebooks, path: Path, out: Path, position: str) -> None:
+    """Run one notebook under a line that shows how far it is."""
+    progress = {"text": path.name}
+
+    def on_cell(k: int, n: int) -> None:
+        done = (k - 1) * 20 // n
+        bar = "#" * done + "." * (20 - done)
+        form = "notebook {} [{}] cell {} of {}, {}"
+        progress["text"] = form.format(position, bar, k, n, path.name)
+
+    start = time.monotonic()
+    try:
+        with Line(lambda: progress["text"]):
+            notebooks.execute(path, out, on_cell=on_cell)
+    except notebooks.ExecutionFailed as error:
+        raise Refusal(
+            "{}\nAs far as it came, with the whole error: {}".format(error, shown(out))
+        ) from None
+    say("{}  {}".format(path.name.ljust(40), duration(time.monotonic() - start)))
+
+
+def scores_text(path: Path, since: float) -> str:
+    """Return the scores of a run as lines, from the file that chapter 5 writes.
+
+    Args:
+        path: The file.
+        since: When the run began, seconds since the epoch: an older file is not its.
+    """
+    if not path.exists() or path.stat().st_mtime < since - 2:
+        return "This run wrote no scores: chapter 5 stores them as {}.".format(
+            shown(path)
+        )
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        mark = "" if scores["real_data"] else "  NOT COMPARABLE: drawn scenes"
+        lines = ["Scores at the end of the training, on the test pictures"]
+        for key, name, meaning in (
+            ("acc", "acc", "pixel accuracy, void left out"),
+            ("acc12", "acc12", "pixel accuracy, void counted as a class"),
+            ("miou", "mIoU", "mean IoU of the 11 classes"),
+        ):
+            form = "  {:<14}{:.3f}  {}{}"
+            lines.append(form.format(name, scores[key], meaning, mark))
+        for name, iou in scores["iou"].items():
+            value = "  -  " if iou is None else "{:.3f}".format(iou)
+            lines.append("  IoU {:<10}{}{}".format(name, value, mark))
+        for key in ("data", "weights", "machine"):
+            lines.append("{:<9}{}".format(key, scores[key]))
+        lines.append("{:<9}{}".format("training", duration(scores["seconds"])))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return "The scores in {} cannot be read ({!r}).".format(shown(path), error)
+    return "\n".join(lines)
+
+
+# test ---------------------------------------------------------------------------------
+
+
+def test(options: argparse.Namespace) -> int:
+    """Run all checks, the later ones too if an earlier one fails; print a table."""
+    python = [sys.executable, "-m"]
+    chapters = sorted(str(p) for p in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    # Two processes with a thread each: a file of tests, or a notebook, at a time.
+    pytest = python + ["pytest", "-q", "-n", "2", "--dist", "loadfile"]
+    nbval = pytest + ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "120"]
+    nbval += ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
+    parts = (
+        ("lint", python + ["ruff", "check", "."]),
+        ("format", python + ["ruff", "format", "--check", "."]),
+        ("notebooks", [sys.executable, "scripts/check_notebooks.py", "--report"]),
+        ("tests", pytest + ([] if options.all else ["-m", "not slow"])),
+        ("outputs", nbval + (chapters or [str(NOTEBOOKS / "no chapters")])),
+    )
+    rows = []
+    for name, command in parts:
+        say("\n--- {} {}".format(name, "-" * (68 - len(name))))
+        start = time.monotonic()
+        child = subprocess.Popen(command, cwd=str(ROOT), env=test_environment())
+        result = "ok" if _wait(child) == 0 else "FAILED"
+        rows.append((name, result, "{:.0f} s".format(time.monotonic() - start)))
+    say("\n{:<12}{:<8}{:>8}".format("part", "result", "time"))
+    for row in rows:
+        say("{:<12}{:<8}{:>8}".format(*row))
+    return int(any(row[1] != "ok" for row in rows))
+
+
+def test_environment() -> "dict[str, str]":
+    """Return the environment of the checks: the quick profile, and no network."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("ROADSEG_") and name != "MPLBACKEND"
+    }
+    nowhere = "http://127.0.0.1:9"  # a port where nobody answers
+    return {
+        **kept,
+        "ROADSEG_PROFILE": "quick",
+        "ROADSEG_DEVICE": "cpu",
+        "ROADSEG_PROGRESS": "0",
+        "IPYTHONDIR": str(BUILD / "ipython"),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        **{name: nowhere for name in ("http_proxy", "https_proxy", "all_proxy")},
+        **{name: nowhere for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")},
+        **{name: "localhost,127.0.0.1" for name in ("no_proxy", "NO_PROXY")},
+    }
+
+
+# lab ----------------------------------------------------------------------------------
+
+
+def lab(options: argparse.Namespace) -> int:
+    """Open JupyterLab in the folder of the notebooks; it ends with Ctrl-C."""
+    command = [sys.executable, "-m", "jupyterlab"]
+    return _wait(subprocess.Popen(command, cwd=str(NOTEBOOKS)))
+
+
+# The command line ---------------------------------------------------------------------
+
+
+def parse(arguments: "list[str]") -> argparse.Namespace:
+    """Read the command line and check what can be checked before anything starts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", metavar="{run,test,lab}")
+    commands.required = True
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--no-venv", action="store_true", help="use this Python, install nothing"
+    )
+    to_run = commands.add_parser("run", parents=[common], help="run all notebooks")
+    to_run.add_argument(
+        "--profile", choices=("quick", "cpu", "gpu"), help="default: gpu with CUDA"
+    )
+    to_run.add_argument(
+        "--data", metavar="PATH", help="dataset1, a zip file or folder you have"
+    )
+    to_test = commands.add_parser("test", parents=[common], help="run the checks")
+    to_test.add_argument("--all", action="store_true", help="the slow tests too")
+    commands.add_parser("lab", parents=[common], help="open JupyterLab")
+    options = parser.parse_args(arguments)
+    if options.command == "run" and options.data:
+        options.data = os.path.abspath(os.path.expanduser(options.data))
+        if not os.path.exists(options.data):
+            parser.error("--data: there is no {}".format(options.data))
+    return options
+
+
+def _continue_in(python: Path, arguments: "list[str]") -> int:
+    """Start this script again in another Python, to do the work."""
+    command = [str(python), str(Path(__file__).resolve()), *arguments, "--no-venv"]
+    if os.name == "nt":  # where exec leaves the terminal to the shell at once
+        return _wait(subprocess.Popen(command))
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
+def _require_packages(command: str) -> None:
+    missing = [m for m in IMPORTED[command] if importlib.util.find_spec(m) is None]
+    if missing:
+        files = "-r " + REQUIREMENTS
+        files += " -r " + TEST_REQUIREMENTS if command == "test" else ""
+        raise Refusal(
+            "This Python ({}) lacks {}: pip install {}".format(
+                sys.executable, ", ".join(missing), files
+            )
+        )
+
+
+def main(arguments: "list[str] | None" = None) -> int:
+    """Do what the command line asks; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    try:
+        if not options.no_venv:
+            files = [REQUIREMENTS]
+            files += [TEST_REQUIREMENTS] if options.command == "test" else []
+            return _continue_in(ensure_environment(files), arguments)
+        _require_packages(options.command)
+        return {"run": run, "test": test, "lab": lab}[options.command](options)
+    except Refusal as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. Start it again to go on.", file=sys.stderr)
+        return STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

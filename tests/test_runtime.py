@@ -1,0 +1,119 @@
+"""Profiles, devices, folders, seeds, and what is printed."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from roadseg import runtime
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    for name in ("PROFILE", "DEVICE", "DATA", "OUTPUT", "PROGRESS"):
+        monkeypatch.delenv(f"ROADSEG_{name}", raising=False)
+    runtime.precision.cache_clear()
+    yield
+    runtime.precision.cache_clear()
+
+
+def test_profile_by_environment_and_by_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.profile().name == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert runtime.profile().name == "gpu"
+    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
+    assert runtime.profile().name == "quick"
+    assert not runtime.profile().real_data
+    monkeypatch.setenv("ROADSEG_PROFILE", "fast")
+    with pytest.raises(ValueError, match="'fast'.*quick, cpu, gpu"):
+        runtime.profile()
+
+
+def test_device_by_environment(monkeypatch):
+    monkeypatch.setenv("ROADSEG_DEVICE", "cpu")
+    assert runtime.device() == torch.device("cpu")
+    for bad in ("cuda:99", "toaster"):
+        monkeypatch.setenv("ROADSEG_DEVICE", bad)
+        with pytest.raises(ValueError, match=f"ROADSEG_DEVICE='{bad}'"):
+            runtime.device()
+
+
+def test_seeds_repeat():
+    def draw():
+        return np.random.rand(), torch.rand(1).item()
+
+    runtime.seed_everything(3)
+    first = draw()
+    runtime.seed_everything(3)
+    assert draw() == first
+    runtime.seed_everything(4)
+    assert draw() != first
+
+
+def test_folders(monkeypatch, tmp_path):
+    assert runtime.data_dir() == runtime.checkout() / "data"
+    monkeypatch.setenv("ROADSEG_DATA", str(tmp_path / "d"))
+    monkeypatch.setenv("ROADSEG_OUTPUT", str(tmp_path / "o"))
+    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
+    assert runtime.data_dir() == tmp_path / "d"
+    assert runtime.output_dir() == tmp_path / "o" / "quick"
+    assert runtime.output_dir().is_dir()
+
+
+def test_paths_are_shown_without_the_machine(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert runtime.short(tmp_path / "a" / "b") == "a/b"
+    assert runtime.short(runtime.checkout() / "build" / "x") == "build/x"
+    assert runtime.short(tmp_path.parent / "elsewhere") == "elsewhere"
+
+
+def test_banner_frames_every_line():
+    lines = runtime.banner("word " * 40 + "\n\nmore", width=30).split("\n")
+    assert {len(line) for line in lines} == {36}
+    assert set(lines[0]) == {"!"}
+    assert all(x.startswith("!! ") and x.endswith(" !!") for x in lines[1:-1])
+
+
+def test_progress_passes_items_on_and_is_silent_when_told(monkeypatch, capsys):
+    monkeypatch.setenv("ROADSEG_PROGRESS", "0")
+    assert list(runtime.progress(range(3), "count")) == [0, 1, 2]
+    out = capsys.readouterr()
+    assert out.out == out.err == ""
+
+
+def test_describe_names_profile_and_facts(monkeypatch, capsys):
+    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
+    runtime.describe(data="drawn")
+    out = capsys.readouterr().out
+    assert "profile  quick (set by ROADSEG_PROFILE)" in out
+    assert "data     drawn" in out
+    assert f"torch {torch.__version__.split('+')[0]}" in out
+
+
+def test_colab_without_gpu_is_told_where_to_click(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("colab"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runtime.describe()
+    assert "Change runtime type" in capsys.readouterr().out
+
+
+def test_quick_is_float32_and_a_slow_bf16_is_not_chosen(monkeypatch):
+    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
+    assert runtime.precision() == "no"
+    monkeypatch.setenv("ROADSEG_PROFILE", "cpu")
+    monkeypatch.setenv("ROADSEG_DEVICE", "cpu")
+    for times, chosen in (({torch.bfloat16: 1}, "bf16"), ({torch.bfloat16: 3}, "no")):
+        runtime.precision.cache_clear()
+        monkeypatch.setattr(runtime, "_seconds", lambda d, t=times: t.get(d, 2))
+        assert runtime.precision() == chosen
+
+
+def test_measuring_precision_draws_no_random_numbers_and_works_in_inference_mode():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        assert runtime._seconds(torch.float32) > 0
+    assert torch.equal(torch.rand(1), expected)

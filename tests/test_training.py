@@ -1,0 +1,398 @@
+"""The recipe, the loop and its checkpoints, on a network small enough to be quick."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from roadseg import runtime, training, unet
+from roadseg.classes import VOID
+from roadseg.training import Recipe, Stage
+from torch import nn
+from torchvision import tv_tensors
+
+RECIPE = Recipe("test", (Stage(2, 32, 32), Stage(2, 32, 64)), None, batch_size=2)
+
+
+class Scenes:
+    """Seven random scenes with the interface of RoadScenes."""
+
+    def __init__(self, count=7):
+        g = torch.Generator().manual_seed(1)
+        self.names = [f"Test_{i:06}.png" for i in range(count)]
+        self.images = [
+            tv_tensors.Image(torch.randint(0, 256, (3, 48, 64), generator=g).byte())
+            for _ in self.names
+        ]
+        self.masks = [
+            tv_tensors.Mask(i[0].mul(11).div(255).byte()) for i in self.images
+        ]
+        self.origin, self.real, self.transform = "seven random scenes", False, None
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        pair = self.images[i], self.masks[i]
+        return self.transform(*pair) if self.transform else pair
+
+    def with_transform(self, transform):
+        twin = copy.copy(self)
+        twin.transform = transform
+        return twin
+
+
+class Small(nn.Module):
+    """An encoder, a decoder, batch normalisation and dropout in a few weights."""
+
+    origin = "random"
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Conv2d(8, 12, 1))
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return Small()
+
+
+def fit(folder=None, recipe=RECIPE, stop_in=None, model=None, scenes=None, **more):
+    def on_epoch(epoch, model):
+        if epoch == stop_in:
+            raise KeyboardInterrupt
+        return {"score": epoch / 10}
+
+    return training.fit(
+        model or small(), scenes or Scenes(), recipe, folder, on_epoch=on_epoch, **more
+    )
+
+
+def same_weights(a, b):
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(k == m and torch.equal(v, w) for (k, v), (m, w) in pairs)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    monkeypatch.setenv("ROADSEG_DEVICE", "cpu")
+    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
+
+
+# --- recipe -------------------------------------------------------------------
+
+
+def test_recipe_refuses_what_cannot_be_trained():
+    with pytest.raises(ValueError, match="at least one epoch"):
+        Recipe("none", (), None)
+    with pytest.raises(ValueError, match="multiple of 32, not 100 x 128"):
+        Recipe("odd", (Stage(1, 100, 128),), None)
+
+
+def test_recipe_by_profile_and_by_name(monkeypatch):
+    assert Recipe.for_profile().name == "quick"
+    assert Recipe.for_profile(runtime.PROFILES["gpu"]).name == "gpu"
+    monkeypatch.setenv("ROADSEG_RECIPE", "cpu-long")
+    assert Recipe.for_profile().name == "cpu-long"
+    monkeypatch.setenv("ROADSEG_RECIPE", "fast")
+    with pytest.raises(ValueError, match="'fast'.*cpu-long"):
+        Recipe.for_profile()
+
+
+def test_every_profile_has_a_recipe():
+    assert set(runtime.PROFILES) <= set(training.RECIPES)
+
+
+# --- loss and augmentation ----------------------------------------------------
+
+
+def test_void_is_out_of_the_loss_and_its_gradient():
+    loss = training.make_loss(RECIPE, [torch.arange(12)[None]])
+    logits = torch.randn(1, 12, 2, 2, requires_grad=True)
+    masks = torch.tensor([[[3, VOID], [8, VOID]]])
+    whole = loss(logits, masks)
+    whole.backward()
+    assert (logits.grad[..., 1] == 0).all()
+    assert (logits.grad[..., 0] != 0).any()
+    torch.testing.assert_close(whole, loss(logits[..., :1], masks[..., :1]))
+
+
+def test_void_does_not_count_as_right():
+    logits = torch.zeros(1, 12, 1, 3)
+    logits[0, 3, 0, :] = 1
+    logits[0, VOID] = 9  # never predicted
+    right, labelled = training.count_right(logits, torch.tensor([[[3, 5, VOID]]]))
+    assert (right, labelled) == (1, 2)
+
+
+def test_class_weights_by_hand():
+    masks = [torch.tensor([[3] * 16 + [8] * 4 + [0] * 1 + [VOID] * 50])]
+    weights = training.class_weights(masks)
+    assert weights[[3, 8, 0]].tolist() == [0.5, 1, 2]  # roots of 4/16, 4/4, 4/1
+    assert weights.sum() == 3.5
+
+
+def test_augmentation_never_blends_labels():
+    mask = torch.zeros(48, 64, dtype=torch.uint8)
+    mask[:, ::2] = 8  # blending 0 and 8 would give 1 to 7
+    pair = tv_tensors.Image(torch.zeros(3, 48, 64).byte()), tv_tensors.Mask(mask)
+    transform = training.train_transform(RECIPE, Stage(1, 32, 64))
+    torch.manual_seed(0)
+    for _ in range(20):
+        image, out = transform(*pair)
+        assert image.shape == (3, 32, 64)
+        assert set(out.unique().tolist()) <= {0, 8}
+
+
+def test_augmentation_moves_picture_and_mask_together():
+    steps = torch.arange(64).expand(48, 64) // 8  # eight upright bands
+    image = tv_tensors.Image((steps * 30).byte()[None].expand(3, -1, -1))
+    plain = Recipe("plain", (Stage(1, 32, 64),), None, jitter=0)
+    transform = training.train_transform(plain, plain.stages[0])
+    torch.manual_seed(0)
+    for _ in range(10):
+        x, y = transform(image, tv_tensors.Mask(steps.byte()))
+        apart = (x[0].float() / 30 - y.float()).abs()
+        assert apart.max() <= 1  # blended edges of the picture
+        assert apart.mean() < 0.15
+
+
+def test_encoder_learns_slower():
+    groups = training.make_optimiser(small(), RECIPE).param_groups
+    assert [g["lr"] for g in groups] == [RECIPE.lr_encoder, RECIPE.lr_decoder]
+    assert [len(g["params"]) for g in groups] == [4, 2]
+
+
+# --- the loop -----------------------------------------------------------------
+
+
+def test_a_network_learns_and_comes_back_as_it_was():
+    model = small()
+    scenes = Scenes(4)
+    for image, mask in zip(scenes.images, scenes.masks, strict=True):
+        mask[:] = 3
+        mask[24:] = 8
+        image[:] = mask * 20
+    plain = Recipe("plain", (Stage(12, 32, 32),), None, batch_size=2, lr_decoder=3e-2)
+    run = fit(recipe=plain, model=model, scenes=scenes)
+    losses = [row["train_loss"] for row in run.history]
+    assert losses[-1] < losses[0] / 3
+    assert run.history[-1]["train_acc"] > 0.9
+    assert run.model is model
+    assert "forward" not in vars(model), "accelerate's wrapper is still on"
+    assert run.history[0]["score"] == 0.1
+    assert run.seconds > 0
+
+
+def test_sizes_follow_the_stages_and_the_schedule_ends():
+    seen = []
+
+    class Spy(Small):
+        def forward(self, x):
+            seen.append(tuple(x.shape))
+            return super().forward(x)
+
+    run = fit(model=Spy())
+    assert [(r["height"], r["width"]) for r in run.history] == [(32, 32)] * 2 + [
+        (32, 64)
+    ] * 2
+    # seven scenes in twos: three steps, the seventh scene waits for a later epoch
+    assert seen == [(2, 3, 32, 32)] * 6 + [(2, 3, 32, 64)] * 6
+
+
+def test_fewer_scenes_than_a_batch_are_one_batch():
+    assert len(fit(scenes=Scenes(1)).history) == 4
+
+
+def test_no_scenes_is_an_error():
+    with pytest.raises(ValueError, match="no scenes"):
+        training.fit(small(), Scenes(0), RECIPE)
+
+
+def test_number_formats_follow_each_other_in_one_process():
+    bf16 = Recipe("bf16", RECIPE.stages, None, batch_size=2, precision="bf16")
+    assert fit(recipe=bf16).precision == "bf16"
+    assert fit().precision == "no"
+
+
+def test_a_seed_repeats_and_another_does_not():
+    other = Recipe("test", RECIPE.stages, None, batch_size=2, seed=1)
+    a, b, c = fit().model, fit().model, fit(recipe=other).model
+    assert same_weights(a, b)
+    assert not same_weights(a, c)
+
+
+def test_a_loss_that_is_not_finite_names_its_pictures(tmp_path):
+    class Bad(Small):
+        steps = 0
+
+        def forward(self, x):
+            self.steps += 1
+            return super().forward(x) * (float("nan") if self.steps == 5 else 1)
+
+    with pytest.raises(
+        training.TrainingError, match=r"step 2 in epoch 2 is nan.*Test_"
+    ):
+        fit(tmp_path, model=Bad())
+    assert [p.name for p in tmp_path.glob("epoch-*")] == ["epoch-001"]
+
+
+def test_memory_that_runs_out_suggests_a_batch_size():
+    class Big(Small):
+        def forward(self, x):
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(training.TrainingError, match="batch_size=1"):
+        fit(model=Big())
+
+
+def test_log_is_a_report_of_the_history(capsys):
+    run = fit()
+    printed = capsys.readouterr().out
+    assert printed.count("EPOCH") == 4
+    assert "train_loss" in printed
+    log = run.log
+    assert capsys.readouterr().out == ""
+    assert log.history("train_loss") == [r["train_loss"] for r in run.history]
+
+
+# --- checkpoints --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_in", [2, 3, 4])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_resumed_training_ends_in_the_same_bits(tmp_path, stop_in, precision):
+    recipe = Recipe("test", RECIPE.stages, None, batch_size=2, precision=precision)
+    whole = fit(recipe=recipe)
+    with pytest.raises(training.TrainingInterrupted, match=f"after {stop_in - 1} of 4"):
+        fit(tmp_path, recipe, stop_in)
+    resumed = fit(tmp_path, recipe, model=small(5))
+    assert same_weights(whole.model, resumed.model)
+    keep = ("epoch", "height", "width", "train_loss", "train_acc", "score")
+    for a, b in zip(whole.history, resumed.history, strict=True):
+        assert [a[k] for k in keep] == [b[k] for k in keep]
+
+
+def test_a_checkpoint_holds_all_of_the_state(tmp_path):
+    fit(tmp_path)
+    newest = tmp_path / "epoch-004"
+    files = {p.name for p in newest.iterdir()}
+    assert files >= {"model.safetensors", "optimizer.bin", "scheduler.bin"}
+    assert any(f.startswith("random_states") for f in files)
+    schedule = torch.load(newest / "scheduler.bin", weights_only=True)
+    assert schedule["last_epoch"] == 12  # steps taken
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["epoch-003", "epoch-004"]
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    first = fit(tmp_path)
+
+    class Never(Small):
+        def forward(self, x):
+            raise AssertionError("trained again")
+
+    again = fit(tmp_path, model=Never())
+    assert same_weights(first.model, again.model)
+    assert again.history == first.history
+    assert again.seconds == first.seconds
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
+    whole = fit()
+    with pytest.raises(training.TrainingInterrupted):
+        fit(tmp_path, stop_in=3)
+    newest = tmp_path / "epoch-002" / "optimizer.bin"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed = fit(tmp_path, model=small(5))
+    assert "epoch-002 is damaged (optimizer.bin is changed)" in capsys.readouterr().out
+    assert same_weights(whole.model, resumed.model)
+
+
+def test_only_damaged_checkpoints_are_an_error(tmp_path):
+    fit(tmp_path)
+    for path in tmp_path.glob("epoch-*"):
+        (path / "model.safetensors").unlink()
+    with pytest.raises(training.TrainingError, match="no checkpoint .* is whole"):
+        fit(tmp_path)
+    assert len(fit(tmp_path, resume=False).history) == 4
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_whole(tmp_path, monkeypatch):
+    whole = fit()
+    replace = training.os.replace
+
+    def power_cut(source, target):
+        if target.name == "epoch-003":
+            raise OSError("power cut")
+        replace(source, target)
+
+    with monkeypatch.context() as m:
+        m.setattr(training.os, "replace", power_cut)
+        with pytest.raises(OSError, match="power cut"):
+            fit(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".draft-epoch-003",
+        "epoch-001",
+        "epoch-002",
+    ]
+    assert same_weights(whole.model, fit(tmp_path).model)
+
+
+def test_another_recipe_does_not_go_on_with_the_old_one(tmp_path):
+    fit(tmp_path)
+    other = Recipe("test", RECIPE.stages, None, batch_size=3)
+    with pytest.raises(training.TrainingError, match="recipe.batch_size was 2, is 3"):
+        fit(tmp_path, other)
+    with pytest.raises(training.TrainingError, match="data was 7 scenes"):
+        fit(tmp_path, scenes=Scenes(6))
+    assert (tmp_path / "epoch-004").is_dir(), "nothing is deleted"
+
+
+# --- the course's own model ---------------------------------------------------
+
+
+def test_trained_model_trains_once_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROADSEG_OUTPUT", str(tmp_path))
+    recipe = Recipe("tiny", (Stage(1, 32, 32),), None, batch_size=2)
+    scenes = Scenes(2)
+    first, facts = training.trained_model(scenes, unet.RANDOM, recipe, scenes)
+    assert "training 1 epochs" in capsys.readouterr().out
+    assert facts["data"] == "seven random scenes"
+    assert facts["real_data"] is False
+    assert json.loads(json.dumps(facts)) == facts
+    again, more = training.trained_model(scenes, unet.RANDOM, recipe)
+    assert capsys.readouterr().out == ""
+    assert same_weights(first, again)
+    assert more == facts
+    assert not again.training
+    masks = training.watched_masks(recipe)
+    assert {n: list(m) for n, m in masks.items()} == {
+        "Test_000000": [1],
+        "Test_000001": [1],
+    }
+    assert masks["Test_000000"][1].shape == (48, 64)
+    shutil.rmtree(tmp_path / "quick" / "tiny" / "checkpoints")
+    other = Recipe("tiny", (Stage(1, 32, 64),), None, batch_size=2)
+    training.trained_model(scenes, unet.RANDOM, other)
+    assert "is of another recipe" in capsys.readouterr().out
+
+
+def test_the_estimate_is_positive_and_changes_nothing():
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    rng = torch.get_rng_state()
+    assert training.estimate_seconds(model, RECIPE, 7) > 0
+    assert torch.equal(torch.get_rng_state(), rng)
+    for k, v in model.state_dict().items():
+        assert torch.equal(v, before[k])
+
+
+def test_times_in_words():
+    assert training.in_words(42.4) == "42 s"
+    assert training.in_words(100) == "2 min"
+    assert training.in_words(7500) == "2 h 05 min"
