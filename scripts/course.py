@@ -44,6 +44,7 @@ REQUIREMENTS = "requirements.txt"
 TEST_REQUIREMENTS = "tests/requirements.txt"
 IMPORTED = {
     "run": ("torch", "nbclient"),
+    "fetch": ("torch",),
     "lab": ("jupyterlab",),
     "test": ("torch", "ruff", "pytest", "xdist", "nbval", "nbformat", "jupytext"),
 }
@@ -111,8 +112,8 @@ def _read_stamp() -> "dict | None":
         return None
     if not STAMP.exists():
         raise Refusal(
-            "{} is there, but this script did not make it: rename it and start again, "
-            "or activate it and add --no-venv.".format(shown(VENV))
+            f"{shown(VENV)} is there, but this script did not make it: rename it and "
+            "start again, or activate it and add --no-venv."
         )
     try:
         stamp = json.loads(STAMP.read_text(encoding="utf-8"))
@@ -157,10 +158,10 @@ def _install(python: Path, files: "list[str]") -> None:
     start = time.monotonic()
     if _run_logged(command, "Installing", "a") != 0:
         raise Refusal(
-            "The installation failed:\n{}\nAll of what pip said is in {}. Once the "
-            "cause is gone, start again.".format(_last_lines(LOG, 6), shown(LOG))
+            f"The installation failed:\n{_last_lines(LOG, 6)}\nAll that pip said is in "
+            f"{shown(LOG)}. Once the cause is gone, start again."
         )
-    say("Installed in {}.".format(duration(time.monotonic() - start)))
+    say(f"Installed in {duration(time.monotonic() - start)}.")
 
 
 def _run_logged(command: "list[str]", what: str, mode: str) -> int:
@@ -174,7 +175,7 @@ def _run_logged(command: "list[str]", what: str, mode: str) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        with Line(lambda: "{}: {}".format(what, _last_lines(LOG, 1).strip())):
+        with Line(lambda: f"{what}: {_last_lines(LOG, 1).strip()}"):
             return _wait(child)
 
 
@@ -205,7 +206,7 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     if minutes >= 60:
         return "{} h {} min".format(*divmod(minutes, 60))
-    return "{} min {} s".format(minutes, rest) if minutes else "{} s".format(rest)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 class Line:
@@ -233,7 +234,7 @@ class Line:
     def _draw(self) -> None:
         while not self._over.wait(0.5):
             elapsed = duration(time.monotonic() - self._start)
-            text = "{} | {}".format(elapsed, self._text())
+            text = f"{elapsed} | {self._text()}"
             width = self._width() - 1
             sys.stdout.write("\r" + text[:width].ljust(width))
             sys.stdout.flush()
@@ -245,44 +246,55 @@ class Line:
 
 # run ----------------------------------------------------------------------------------
 
-PREPARE = """
-import json, sys
-from roadseg import dataset1, runtime, unet
-try:
-    profile = runtime.profile()
-    print("profile  " + profile.name)
-    print("machine  " + runtime.machine(), flush=True)
-    train, test = dataset1.load()
-    print("data     " + train.origin)
-    print("         " + test.origin, flush=True)
-    if train.real:
-        print("         " + dataset1.verify(train.folder).summary, flush=True)
-    print("weights  " + unet.find_encoder_weights().origin)
-except (RuntimeError, ValueError) as error:
-    sys.exit("Cannot start: " + str(error))
-facts = {"profile": profile.name, "real": train.real}
-facts["output"] = str(runtime.output_dir())
-facts["banner"] = "" if train.real else runtime.banner(
-    "The pictures of this run are DRAWN, not those of dataset1. No score or picture "
+DRAWN = (
+    "The pictures of this run are DRAWN, not those of dataset1: no score or picture "
     "of it can be compared with any for dataset1."
 )
-with open(sys.argv[1], "w", encoding="utf-8") as file:
-    json.dump(facts, file)
-"""
-"""Fetches and verifies data and weights. In a process of its own, because of the
-memory that importing torch takes; roadseg prints the reason where one is missing."""
 
 
-def prepare() -> dict:
-    """Fetch and verify the data; return profile, real, output and banner.
+def fetch(options: argparse.Namespace) -> int:
+    """Fetch and verify data and weights, and write what was found into a file.
 
     Raises:
         Refusal: If the data or weights that the user named cannot be used.
     """
+    sys.path.insert(0, str(NOTEBOOKS))
+    from roadseg import dataset1, runtime, unet
+
+    try:
+        profile = runtime.profile()
+        say("profile  " + profile.name)
+        say("machine  " + runtime.machine())
+        train, test = dataset1.load()
+        say("data     " + train.origin)
+        say("         " + test.origin)
+        if train.real:
+            say("         " + dataset1.verify(train.folder).summary)
+        say("weights  " + unet.find_encoder_weights().origin)
+    except (RuntimeError, ValueError) as error:
+        raise Refusal(f"Cannot start: {error}") from None
+    facts = {
+        "output": str(runtime.output_dir()),
+        "banner": "" if train.real else runtime.banner(DRAWN),
+    }
+    options.answer.write_text(json.dumps(facts), encoding="utf-8")
+    return 0
+
+
+def prepare() -> dict:
+    """Call `fetch` in a process of its own, because importing torch takes memory.
+
+    Returns:
+        ``output``, the folder of this run, and ``banner``, which is empty if the
+        pictures are those of dataset1.
+
+    Raises:
+        Refusal: If that failed; the process has said why.
+    """
     BUILD.mkdir(exist_ok=True)
-    answer = BUILD / "prepared.json"
-    command = [sys.executable, "-c", PREPARE, str(answer)]
-    if _wait(subprocess.Popen(command, cwd=str(NOTEBOOKS))) != 0:
+    answer = BUILD / "fetched.json"
+    command = [sys.executable, str(Path(__file__).resolve()), "fetch", str(answer)]
+    if _wait(subprocess.Popen([*command, "--no-venv"])) != 0:
         raise Refusal("Nothing was run.")
     facts = json.loads(answer.read_text(encoding="utf-8"))
     answer.unlink()
@@ -293,21 +305,21 @@ def run(options: argparse.Namespace) -> int:
     """Run all notebooks, store executed copies, print the scores."""
     import notebooks
 
+    chapters = notebooks.chapters()
+    if not chapters:
+        raise Refusal(f"There are no notebooks in {shown(NOTEBOOKS)}.")
     _set_paths(options)
     facts = prepare()
     say(facts["banner"])
-    chapters = notebooks.chapters()
-    if not chapters:
-        raise Refusal("There are no notebooks in {}.".format(shown(NOTEBOOKS)))
     output = Path(facts["output"])
     start = time.time()
     for number, path in enumerate(chapters, 1):
         out = output / "notebooks" / path.name
-        _run_one(notebooks, path, out, "{} of {}".format(number, len(chapters)))
-    say("All notebooks ran, in {}.\n".format(duration(time.time() - start)))
+        _run_one(notebooks, path, out, f"{number} of {len(chapters)}")
+    say(f"All notebooks ran, in {duration(time.time() - start)}.\n")
     say(scores_text(output / "scores.json", start))
-    say("\nExecuted notebooks: {}".format(shown(output / "notebooks")))
-    say("Checkpoints, logs and scores: {}".format(shown(output)))
+    say(f"\nExecuted notebooks: {shown(out.parent)}")
+    say(f"Checkpoints, logs and scores: {shown(output)}")
     say(facts["banner"])
     return 0
 
@@ -333,8 +345,8 @@ def _run_one(notebooks, path: Path, out: Path, position: str) -> None:
     def on_cell(k: int, n: int) -> None:
         done = (k - 1) * 20 // n
         bar = "#" * done + "." * (20 - done)
-        form = "notebook {} [{}] cell {} of {}, {}"
-        progress["text"] = form.format(position, bar, k, n, path.name)
+        where = f"notebook {position} [{bar}] cell {k} of {n}"
+        progress["text"] = f"{where}, {path.name}"
 
     start = time.monotonic()
     try:
@@ -342,9 +354,11 @@ def _run_one(notebooks, path: Path, out: Path, position: str) -> None:
             notebooks.execute(path, out, on_cell=on_cell)
     except notebooks.ExecutionFailed as error:
         raise Refusal(
-            "{}\nAs far as it came, with the whole error: {}".format(error, shown(out))
+            f"{error}\nAs far as it came, with the whole error: {shown(out)}"
         ) from None
-    say("{}  {}".format(path.name.ljust(40), duration(time.monotonic() - start)))
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+    say(f"{path.name.ljust(40)}  {duration(time.monotonic() - start)}")
 
 
 def scores_text(path: Path, since: float) -> str:
@@ -355,9 +369,7 @@ def scores_text(path: Path, since: float) -> str:
         since: When the run began, seconds since the epoch: an older file is not its.
     """
     if not path.exists() or path.stat().st_mtime < since - 2:
-        return "This run wrote no scores: chapter 5 stores them as {}.".format(
-            shown(path)
-        )
+        return f"This run wrote no scores: chapter 5 stores them as {shown(path)}."
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))
         mark = "" if scores["real_data"] else "  NOT COMPARABLE: drawn scenes"
@@ -367,16 +379,15 @@ def scores_text(path: Path, since: float) -> str:
             ("acc12", "acc12", "pixel accuracy, void counted as a class"),
             ("miou", "mIoU", "mean IoU of the 11 classes"),
         ):
-            form = "  {:<14}{:.3f}  {}{}"
-            lines.append(form.format(name, scores[key], meaning, mark))
+            lines.append(f"  {name:<14}{scores[key]:.3f}  {meaning}{mark}")
         for name, iou in scores["iou"].items():
-            value = "  -  " if iou is None else "{:.3f}".format(iou)
-            lines.append("  IoU {:<10}{}{}".format(name, value, mark))
+            value = "  -  " if iou is None else f"{iou:.3f}"
+            lines.append(f"  IoU {name:<10}{value}{mark}")
         for key in ("data", "weights", "machine"):
-            lines.append("{:<9}{}".format(key, scores[key]))
-        lines.append("{:<9}{}".format("training", duration(scores["seconds"])))
+            lines.append(f"{key:<9}{scores[key]}")
+        lines.append(f"training {duration(scores['seconds'])}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return "The scores in {} cannot be read ({!r}).".format(shown(path), error)
+        return f"The scores in {shown(path)} cannot be read ({error!r})."
     return "\n".join(lines)
 
 
@@ -389,6 +400,7 @@ def test(options: argparse.Namespace) -> int:
     chapters = sorted(str(p) for p in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     # Two processes with a thread each: a file of tests, or a notebook, at a time.
     pytest = python + ["pytest", "-q", "-n", "2", "--dist", "loadfile"]
+    pytest += [] if sys.stdout.isatty() else ["--color=no"]
     nbval = pytest + ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "120"]
     nbval += ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
     parts = (
@@ -400,14 +412,16 @@ def test(options: argparse.Namespace) -> int:
     )
     rows = []
     for name, command in parts:
-        say("\n--- {} {}".format(name, "-" * (68 - len(name))))
+        say(f"\n--- {name} ".ljust(74, "-"))
         start = time.monotonic()
         child = subprocess.Popen(command, cwd=str(ROOT), env=test_environment())
         result = "ok" if _wait(child) == 0 else "FAILED"
-        rows.append((name, result, "{:.0f} s".format(time.monotonic() - start)))
-    say("\n{:<12}{:<8}{:>8}".format("part", "result", "time"))
-    for row in rows:
-        say("{:<12}{:<8}{:>8}".format(*row))
+        rows.append((name, result, f"{time.monotonic() - start:.0f} s"))
+    if rows[-1][1] != "ok":
+        say("nbval counts code cells from 0: its Cell 3 is In [4] in the notebook.")
+    say()
+    for part, result, seconds in [("part", "result", "time"), *rows]:
+        say(f"{part:<12}{result:<8}{seconds:>8}")
     return int(any(row[1] != "ok" for row in rows))
 
 
@@ -416,7 +430,9 @@ def test_environment() -> "dict[str, str]":
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("ROADSEG_") and name != "MPLBACKEND"
+        if not name.startswith("ROADSEG_")
+        and not name.lower().endswith("_proxy")
+        and name != "MPLBACKEND"
     }
     nowhere = "http://127.0.0.1:9"  # a port where nobody answers
     return {
@@ -427,9 +443,10 @@ def test_environment() -> "dict[str, str]":
         "IPYTHONDIR": str(BUILD / "ipython"),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        **{name: nowhere for name in ("http_proxy", "https_proxy", "all_proxy")},
-        **{name: nowhere for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")},
-        **{name: "localhost,127.0.0.1" for name in ("no_proxy", "NO_PROXY")},
+        "http_proxy": nowhere,
+        "https_proxy": nowhere,
+        "all_proxy": nowhere,
+        "no_proxy": "localhost,127.0.0.1",
     }
 
 
@@ -440,6 +457,9 @@ def lab(options: argparse.Namespace) -> int:
     """Open JupyterLab in the folder of the notebooks; it ends with Ctrl-C."""
     command = [sys.executable, "-m", "jupyterlab"]
     return _wait(subprocess.Popen(command, cwd=str(NOTEBOOKS)))
+
+
+COMMANDS = {"run": run, "test": test, "lab": lab, "fetch": fetch}
 
 
 # The command line ---------------------------------------------------------------------
@@ -466,11 +486,13 @@ def parse(arguments: "list[str]") -> argparse.Namespace:
     to_test = commands.add_parser("test", parents=[common], help="run the checks")
     to_test.add_argument("--all", action="store_true", help="the slow tests too")
     commands.add_parser("lab", parents=[common], help="open JupyterLab")
+    inner = commands.add_parser("fetch", parents=[common])  # what `run` calls
+    inner.add_argument("answer", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "run" and options.data:
         options.data = os.path.abspath(os.path.expanduser(options.data))
         if not os.path.exists(options.data):
-            parser.error("--data: there is no {}".format(options.data))
+            parser.error(f"--data: there is no {options.data}")
     return options
 
 
@@ -489,9 +511,8 @@ def _require_packages(command: str) -> None:
         files = "-r " + REQUIREMENTS
         files += " -r " + TEST_REQUIREMENTS if command == "test" else ""
         raise Refusal(
-            "This Python ({}) lacks {}: pip install {}".format(
-                sys.executable, ", ".join(missing), files
-            )
+            f"This Python ({sys.executable}) lacks {', '.join(missing)}: "
+            f"pip install {files}"
         )
 
 
@@ -505,12 +526,13 @@ def main(arguments: "list[str] | None" = None) -> int:
             files += [TEST_REQUIREMENTS] if options.command == "test" else []
             return _continue_in(ensure_environment(files), arguments)
         _require_packages(options.command)
-        return {"run": run, "test": test, "lab": lab}[options.command](options)
+        return COMMANDS[options.command](options)
     except Refusal as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. Start it again to go on.", file=sys.stderr)
+        if options.command != "fetch":  # `run` says it
+            print("\nStopped. Start it again to go on.", file=sys.stderr)
         return STOPPED
 
 

@@ -22,9 +22,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 from nbformat import NotebookNode
+
+if TYPE_CHECKING:
+    from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -68,12 +72,14 @@ def cells_hash(notebook: NotebookNode) -> str:
     return digest.hexdigest()
 
 
-def package_hash(folder: Path = PACKAGE) -> str:
+def package_hash(folder: Path | None = None) -> str:
     """Return the SHA-256 of a package's code, docstrings, comments and layout aside.
 
     It is taken from the syntax tree, node by node, rather than from `ast.unparse`
-    or `ast.dump`, whose text differs between versions of Python.
+    or `ast.dump`, whose text differs between versions of Python. Without a folder
+    it is that of roadseg.
     """
+    folder = folder or PACKAGE
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -122,10 +128,13 @@ def read(path: Path) -> NotebookNode:
         ValueError: If the file is not a notebook.
     """
     try:
-        return nbformat.read(path, as_version=4)
+        notebook = nbformat.read(path, as_version=4)
     except (UnicodeDecodeError, nbformat.reader.NotJSONError, KeyError) as error:
         first = str(error).splitlines()[0][:80]
         raise ValueError(f"{path} is not a notebook: {first}") from None
+    if notebook.nbformat_minor < 5:  # cells without ids
+        notebook = nbformat.v4.upgrade(notebook, 4, notebook.nbformat_minor)
+    return notebook
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
@@ -252,7 +261,7 @@ def execute(
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     try:
-        _run_cells(notebook, path, kernel_environment(profile), on_cell)
+        ran_in = _run_cells(notebook, path, kernel_environment(profile), on_cell)
         if strict:
             _refuse_stderr(notebook, path)
     except (ExecutionFailed, KeyboardInterrupt):
@@ -263,7 +272,7 @@ def execute(
     notebook.metadata.roadseg = NotebookNode(
         cells=cells_hash(notebook),
         package=package_hash(),
-        profile=profile or os.environ.get("ROADSEG_PROFILE") or _default_profile(),
+        profile=ran_in,
     )
     write(notebook, out)
     return notebook
@@ -274,7 +283,8 @@ def _run_cells(
     path: Path,
     environment: dict[str, str],
     on_cell: Callable[[int, int], None],
-) -> None:
+) -> str:
+    """Run all cells, in place; return the profile that they ran in."""
     # Imported here: reading and checking notebooks should not wait for it.
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -293,11 +303,13 @@ def _run_cells(
                 try:
                     client.execute_cell(cell, i, execution_count=number)
                 except CellExecutionError as error:
-                    reason = _one_line(f"{error.ename}: {error.evalue}")
-                    raise ExecutionFailed(path, number, reason, str(error)) from None
+                    raise ExecutionFailed(
+                        path, number, _reason(error), str(error)
+                    ) from None
                 except DeadKernelError:
                     reason = "the kernel died, most often because memory ran out"
                     raise ExecutionFailed(path, number, reason) from None
+            return environment.get("ROADSEG_PROFILE") or _profile_of(client)
 
 
 def _client(notebook: NotebookNode):
@@ -323,6 +335,15 @@ def _client(notebook: NotebookNode):
     return client
 
 
+def _reason(error: "CellExecutionError") -> str:
+    """Return an error in a line; one without words, as of `assert`, with its code."""
+    if error.evalue:
+        return _one_line(f"{error.ename}: {error.evalue}")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", error.traceback)
+    code = re.findall(r"^-+> \d+ +(.+)$", plain, re.MULTILINE)
+    return _one_line(f"{error.ename} in {code[-1]}" if code else error.ename)
+
+
 def _one_line(text: str, length: int = 300) -> str:
     """Return the first line of an error, and its last if it has several."""
     lines = [x.strip() for x in text.strip().splitlines() if x.strip()]
@@ -338,11 +359,12 @@ def _refuse_stderr(notebook: NotebookNode, path: Path) -> None:
                 raise ExecutionFailed(path, number, reason, output.text)
 
 
-def _default_profile() -> str:
-    sys.path.insert(0, str(NOTEBOOKS))
-    from roadseg import runtime
-
-    return runtime.profile().name
+def _profile_of(client) -> str:
+    """Ask a running kernel which profile it is in; empty if roadseg cannot say."""
+    question = "__import__('roadseg.runtime').runtime.profile().name"
+    asked = client.kc.execute("", silent=True, user_expressions={"name": question})
+    answer = client.wait_for_reply(asked)["content"]["user_expressions"]["name"]
+    return ast.literal_eval(answer["data"]["text/plain"]) if "data" in answer else ""
 
 
 def chapters() -> list[Path]:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from roadseg import classes
 from roadseg.classes import NAMES, PALETTE, VOID, class_id, colorize
 

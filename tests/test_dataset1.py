@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
+
 from roadseg import dataset1, runtime
 from roadseg.dataset1 import DatasetError, RoadScenes
-from torchvision.transforms import v2
 
 SIZE = (6, 8)
 TINY = replace(dataset1.DATASET1, counts={"train": 3, "test": 2}, size=SIZE)
@@ -87,6 +88,9 @@ def unpack(files, folder: Path) -> Path:
 
 
 SEGNET_FILES = tiny_files(("train", "trainannot", "val", "valannot"), "Repo-1/CamVid/")
+EXTRA = [f"{sub}/C_01.png" for sub in FOLDERS[:2]]
+ONE_MORE = tiny_files() | dict(zip(EXTRA, map(png, scene(7)), strict=True))
+BAD_MASK = {EXTRA[0]: png(scene(7)[0]), EXTRA[1]: png(np.full(SIZE, 12, "u1"))}
 MINE, THEIRS = zipped(tiny_files(top="dataset1/")), zipped(SEGNET_FILES)
 
 
@@ -95,6 +99,7 @@ def small_world(monkeypatch, tmp_path):
     for name in ("ROADSEG_DATASET1", "ROADSEG_CAMVID_TEST", "ROADSEG_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ROADSEG_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("ROADSEG_PROGRESS", "0")
     monkeypatch.setattr(dataset1, "DATASET1", replace(TINY, sources=()))
     monkeypatch.setattr(dataset1, "PAUSE", 0)
     monkeypatch.setattr(dataset1, "TIMEOUT", (2, 1))
@@ -317,8 +322,11 @@ def test_a_download_is_kept(web, data, capsys):
         (stalled, "the download broke off", [0, 0, 1]),
         (lambda handler: time.sleep(2), "cannot be reached (ReadTimeout", [0, 1]),
         (zipped({"readme.txt": b""}), "layout not recognised", [0, 1]),
+        (zipped(ONE_MORE), "3 pictures in its train split", [0, 1]),
+        (zipped(tiny_files() | BAD_MASK), "C_01.png holds the label 12", [0, 1]),
     ],
-    ids=["404", "503", "html", "cut", "reset", "stalled", "silent", "layout"],
+    ids=["404", "503", "html", "cut", "reset", "stalled", "silent", "layout"]
+    + ["count", "label"],
 )
 def test_after_a_bad_source_the_next_is_used(web, data, capsys, bad, reason, asked):
     web(bad, THEIRS)
@@ -352,6 +360,13 @@ def test_a_source_that_works_on_the_second_try(web):
     web(once_broken)
     assert_good(dataset1.fetch())
     assert web.asked == [0, 0]
+
+
+def test_a_short_download_draws_no_progress_bar(web, capsys, monkeypatch):
+    monkeypatch.delenv("ROADSEG_PROGRESS")
+    web(MINE)
+    dataset1._download(dataset1.DATASET1.sources[0][1], Path(os.devnull))
+    assert capsys.readouterr().out == ""
 
 
 def test_an_interrupted_call_leaves_nothing(web, data, monkeypatch):
@@ -678,6 +693,37 @@ def test_another_drawing_program_draws_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset1.synthetic, "__file__", str(program))
     second, _ = dataset1.load(replace(runtime.PROFILES["quick"], **SMALL))
     assert second.folder != first.folder
+
+
+def test_load_official_reads_a_local_copy_or_says_what_is_missing(
+    monkeypatch, tmp_path, capsys
+):
+    wanted = replace(
+        dataset1.OFFICIAL_TEST,
+        counts={"official": 3},
+        size=SIZE,
+        sources=(("nowhere", "http://127.0.0.1:9/"),),
+    )
+    monkeypatch.setattr(dataset1, "OFFICIAL_TEST", wanted)
+    assert dataset1.load_official(runtime.PROFILES["cpu"]) is None
+    told = capsys.readouterr().out
+    assert "nowhere: cannot be reached (ConnectionError" in told
+    assert "ROADSEG_CAMVID_TEST" in told
+    files = tiny_files(("test", "testannot", "val", "valannot"))
+    monkeypatch.setenv("ROADSEG_CAMVID_TEST", str(unpack(files, tmp_path / "CamVid")))
+    scenes = dataset1.load_official(runtime.PROFILES["cpu"])
+    assert scenes.origin == "CamVid, 3 official test pictures, 6 x 8"
+    monkeypatch.setenv("ROADSEG_CAMVID_TEST", str(tmp_path / "absent"))
+    with pytest.raises(DatasetError, match="ROADSEG_CAMVID_TEST=.*no such file"):
+        dataset1.load_official(runtime.PROFILES["cpu"])
+
+
+def test_load_official_under_quick_draws_streets_of_its_own():
+    quick = replace(runtime.PROFILES["quick"], **SMALL)
+    official = dataset1.load_official(quick)
+    assert (len(official), official.real) == (3, False)
+    others = [image for scenes in dataset1.load(quick) for image in scenes.images]
+    assert not any(torch.equal(a, b) for a in official.images for b in others)
 
 
 # ---- Splits -----------------------------------------------------------------------

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from roadseg import evaluation
-from roadseg.classes import NAMES, VOID
-from roadseg.evaluation import Scores
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from torch import nn
 from torchmetrics.classification import MulticlassJaccardIndex
+
+from roadseg import evaluation
+from roadseg.classes import NAMES, VOID
+from roadseg.evaluation import Scores
 
 
 class Scenes:

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
+
 from roadseg import runtime
 
 

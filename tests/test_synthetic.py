@@ -4,6 +4,7 @@ from itertools import combinations, islice
 import numpy as np
 import pytest
 from numpy.random import default_rng
+
 from roadseg import synthetic
 from roadseg.classes import NAMES, NUM_CLASSES, NUM_SCORED, VOID, class_id
 from roadseg.synthetic import DRIVE_FRAMES, draw_scene, draw_scenes
@@ -200,7 +201,7 @@ def test_frames_of_a_drive_resemble_each_other(scenes):
 @pytest.mark.parametrize("kind", ["_building", "_vehicle", "_person", "_signpost"])
 def test_things_keep_their_looks_and_grow_as_the_camera_comes_near(kind):
     street, heights, draws = synthetic._Street(0, 1), [], []
-    for z in (80.0, 20.0):
+    for z in (120.0, 20.0):
         canvas, rng = synthetic._Canvas((360, 480), street, np.zeros(2)), default_rng(7)
         getattr(synthetic, kind)(canvas, rng, synthetic._Place(-6.0, z, 8.0))
         drawn = np.asarray(canvas.image)[..., 3] != 0

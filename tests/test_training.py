@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
+from torchvision import tv_tensors
+
 from roadseg import runtime, training, unet
 from roadseg.classes import VOID
 from roadseg.training import Recipe, Stage
-from torch import nn
-from torchvision import tv_tensors
 
 RECIPE = Recipe("test", (Stage(2, 32, 32), Stage(2, 32, 64)), None, batch_size=2)
 

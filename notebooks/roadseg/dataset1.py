@@ -31,7 +31,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -49,8 +49,10 @@ from PIL import Image
 from sklearn.model_selection import GroupShuffleSplit, LeaveOneGroupOut
 from torchvision import tv_tensors
 
-from . import runtime, synthetic
-from .classes import NUM_CLASSES
+from roadseg import runtime, synthetic
+from roadseg.classes import NUM_CLASSES
+
+Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ TIMEOUT = (5, 30)  # seconds: to connect, and between two pieces of an answer
 MAX_UNPACKED = 2 * 2**30  # bytes; dataset1 has 125 million
 MARKER = ".fetched.json"  # written last: says that a folder is ours, and whole
 BLOCK = 20  # frames, in split_by_block: about 20 seconds of a drive
+DRAWN = "drawn scenes, NOT dataset1"  # their origin, beside every score
 TERMS = "Terms: CamVid is for research and teaching, SegNet's copy of it CC BY-NC 4.0."
 
 
@@ -259,7 +262,7 @@ def _published(
     return target
 
 
-def _lock(target: Path):
+def _lock(target: Path) -> AbstractContextManager:
     lock = FileLock(target.parent / f".{target.name}.lock")
     try:
         return lock.acquire(timeout=5)
@@ -540,7 +543,7 @@ def _names(folder: Path, split: str) -> list[str]:
     return sorted(pictures)
 
 
-def _read(folder: Path, split: str, names: list[str]):
+def _read(folder: Path, split: str, names: list[str]) -> Iterator[Pair]:
     """Yield (image, mask) for each name; Pillow decodes without holding the GIL."""
     pairs = [[folder / sub / name for sub in folders(split)] for name in names]
     with ThreadPoolExecutor() as pool:
@@ -551,7 +554,7 @@ def _read(folder: Path, split: str, names: list[str]):
             pool.shutdown(cancel_futures=True)
 
 
-def _read_pair(picture: Path, mask: Path) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+def _read_pair(picture: Path, mask: Path) -> Pair:
     image = _decode(picture, ("RGB",), "8-bit RGB")
     labels = _decode(
         mask, ("L", "P"), "one 8-bit channel that holds the label of each pixel"
@@ -711,7 +714,7 @@ class RoadScenes(torch.utils.data.Dataset):
         """Return the number of pictures."""
         return len(self.images)
 
-    def __getitem__(self, i: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    def __getitem__(self, i: int) -> Pair:
         """Return a picture and its mask, after the transform if there is one."""
         pair = self.images[i], self.masks[i]
         return self.transform(*pair) if self.transform else pair
@@ -755,9 +758,41 @@ def load(profile: runtime.Profile | None = None) -> tuple[RoadScenes, RoadScenes
             )
         except UnavailableError as error:
             print(runtime.banner(_stand_in(error)))
-    folder = _drawn(profile.drawn_size, profile.drawn_counts)
-    what = "drawn scenes, NOT dataset1"
-    return tuple(RoadScenes(folder, s, None, what, real=False) for s in splits)
+    wanted = dict(zip(splits, profile.drawn_counts, strict=True))
+    folder = _drawn(profile.drawn_size, wanted)
+    return tuple(RoadScenes(folder, s, None, DRAWN, real=False) for s in splits)
+
+
+def load_official(profile: runtime.Profile | None = None) -> RoadScenes | None:
+    """Return CamVid's official test set: frames of the drives 0001TP and Seq05VD.
+
+    dataset1 trains on other frames of 0001TP, but on none of Seq05VD.
+
+    Under the profiles cpu and gpu these are 233 pictures, fetched if need be; where
+    they cannot be had, a sentence says so. Under quick, other streets are drawn.
+
+    Args:
+        profile: Without it, `runtime.profile`.
+
+    Returns:
+        The scenes, or None without them.
+
+    Raises:
+        DatasetError: If ``ROADSEG_CAMVID_TEST`` names something unusable.
+    """
+    profile = profile or runtime.profile()
+    if not profile.real_data:
+        folder = _drawn(profile.drawn_size, {"official": profile.drawn_counts[1]}, 2)
+        return RoadScenes(folder, "official", None, DRAWN, real=False)
+    try:
+        folder = fetch(official_test=True)
+    except UnavailableError as error:
+        print(
+            f"CamVid's official test set is not here ({error.reasons[-1]}): set "
+            f"{OFFICIAL_TEST.variable} to a folder that holds test/ and testannot/"
+        )
+        return None
+    return RoadScenes(folder, "official", None, "CamVid")
 
 
 def _stand_in(error: UnavailableError) -> str:
@@ -771,15 +806,18 @@ def _stand_in(error: UnavailableError) -> str:
     )
 
 
-def _drawn(size: tuple[int, int], counts: tuple[int, int]) -> Path:
-    """Return a folder of drawn scenes, made once for each version of the drawing."""
+def _drawn(size: tuple[int, int], wanted: dict[str, int], seed: int = 0) -> Path:
+    """Return a folder of drawn scenes, made once for each version of the drawing.
+
+    Each split is drawn with a seed of its own, the first with the one given.
+    """
     version = _sha256(Path(synthetic.__file__))[:8]
-    name = "-".join(map(str, ("drawn", *size, *counts, version)))
-    wanted = {"train": counts[0], "test": counts[1]}
+    splits = [f"{split}{count}" for split, count in wanted.items()]
+    name = "-".join(map(str, ("drawn", *size, *splits, version)))
 
     def fill(temp: Path, new: Path) -> str:
-        for seed, (split, count) in enumerate(wanted.items()):
-            scenes = synthetic.draw_scenes(count, size, seed)
+        for own_seed, (split, count) in enumerate(wanted.items(), seed):
+            scenes = synthetic.draw_scenes(count, size, own_seed)
             write(new, split, runtime.progress(scenes, f"drawing {split}", count))
         return "synthetic.draw_scenes"
 

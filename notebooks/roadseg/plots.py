@@ -26,7 +26,7 @@ from matplotlib.colors import ListedColormap, NoNorm, PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from . import classes
@@ -121,9 +121,8 @@ def _encode(fig: Figure, photo: bool) -> bytes:
     if photo:
         picture.save(stored, "JPEG", quality=85, optimize=True)
     else:
-        picture.quantize(256, dither=Image.Dither.NONE).save(
-            stored, "PNG", optimize=True
-        )
+        picture = picture.quantize(256, dither=Image.Dither.NONE)
+        picture.save(stored, "PNG", optimize=True)
     return stored.getvalue()
 
 
@@ -183,6 +182,8 @@ def overlay(image, mask, alpha: float = 0.55) -> np.ndarray:
     Raises:
         ValueError: If a shape or a value is wrong.
     """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha lies between 0 and 1, not at {alpha}")
     rgb = _picture(image)
     paint = classes.colorize(_mask(mask, rgb.shape[:2]))
     return np.round((1 - alpha) * rgb + alpha * paint).astype(np.uint8)
@@ -222,11 +223,9 @@ def panel(ax: Axes, image, title: str | None = None) -> None:
         ValueError: If a shape or a value is wrong.
     """
     if _array(image).ndim == 2:
-        # Colours are mixed where pixels must be, never class ids.
-        labels = _mask(image)
-        ax.imshow(
-            labels, cmap=_CLASS_COLOURS, norm=NoNorm(), interpolation_stage="rgba"
-        )
+        # Where pixels must be merged, "rgba" merges their colours, not their ids.
+        exact = {"norm": NoNorm(), "interpolation_stage": "rgba"}
+        ax.imshow(_mask(image), cmap=_CLASS_COLOURS, **exact)
     else:
         ax.imshow(_picture(image))
     ax.set(xticks=[], yticks=[])
@@ -235,7 +234,7 @@ def panel(ax: Axes, image, title: str | None = None) -> None:
         ax.set_title(title)
 
 
-def legend(target: Figure | Axes, classes: Iterable[int] | None = None) -> Legend:
+def legend(target: Figure | Axes, classes: Sequence[int] | None = None) -> Legend:
     """Name the colours of the classes: below a figure, or on the right of axes.
 
     Args:
@@ -244,7 +243,7 @@ def legend(target: Figure | Axes, classes: Iterable[int] | None = None) -> Legen
             masks that `panel` drew on the target.
 
     Raises:
-        ValueError: If no classes are given and none were drawn.
+        ValueError: If no classes are given and none were drawn, or an id is wrong.
     """
     if classes is None:
         axes = target.axes if isinstance(target, Figure) else [target]
@@ -255,19 +254,17 @@ def legend(target: Figure | Axes, classes: Iterable[int] | None = None) -> Legen
     return _legend(target, _class_patches(classes))
 
 
-def _class_patches(ids: Iterable[int]) -> list[Patch]:
-    void = f"{classes.NAMES[classes.VOID]} (void)"
-    present = np.unique(_array(ids)).tolist()
-    present.sort(key=lambda i: (i == classes.VOID, i))
-    return [
-        _patch(void if i == classes.VOID else classes.NAMES[i], classes.PALETTE[i])
-        for i in present
-    ]
+def _class_patches(ids: Sequence[int]) -> list[Patch]:
+    """Return a patch for each class, by id; void has the highest and comes last."""
+    present = np.unique(_array(ids))
+    names = list(classes.NAMES)
+    names[classes.VOID] += " (void)"
+    colours = classes.colorize(present)  # raises if an id is not 0 to 11
+    return [_patch(names[i], rgb) for i, rgb in zip(present, colours, strict=True)]
 
 
-def _patch(label: str, rgb: tuple[int, int, int]) -> Patch:
-    colour = tuple(value / 255 for value in rgb)
-    return Patch(facecolor=colour, edgecolor=MUTED, linewidth=0.5, label=label)
+def _patch(label: str, rgb: Sequence[int]) -> Patch:
+    return Patch(fc=np.array(rgb) / 255, ec=MUTED, lw=0.5, label=label)
 
 
 def _legend(target: Figure | Axes, patches: Sequence[Patch]) -> Legend:
@@ -434,8 +431,8 @@ def feature_maps(
                 f"{name or 'this one'} {maps.shape}"
             )
         for channel in channels:
-            title = None if cells and len(cells) >= len(channels) else str(channel)
-            cells.append((title and f"Channel {channel}", _heat(maps[channel])))
+            title = f"Channel {channel}" if len(cells) < len(channels) else None
+            cells.append((title, _heat(maps[channel])))
     return _mosaic(cells, len(channels), labels=[name for name in strips if name])
 
 
@@ -472,7 +469,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> Figure:
             ]
             ax.plot(*zip(*points, strict=True), marker="o", label=_words(key))
         ax.set(title=title, xlabel="Epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.grid(axis="y")
         ax.legend()
     return fig
@@ -557,32 +554,34 @@ def class_bars(scores, shares=None) -> Figure:
     order = np.argsort(np.nan_to_num(iou, nan=-1), kind="stable")
     colours = np.array(classes.PALETTE)[order] / 255
     fig = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    panels = 1 if shares is None else 2
-    axes = fig.subplots(
-        1, panels, sharey=True, squeeze=False, width_ratios=[5, 3][:panels]
-    )[0]
-    axes[0].barh(range(len(order)), iou[order], color=colours, ec=MUTED, lw=0.5)
+    if shares is None:
+        ax = fig.subplots()
+    else:
+        ax, beside = fig.subplots(1, 2, sharey=True, width_ratios=(5, 3))
+        _share_dots(beside, _array(shares), order, colours)
+    ax.barh(range(len(order)), np.nan_to_num(iou[order]), color=colours, ec=MUTED)
     for row, value in enumerate(iou[order]):
         text, x = ("absent", 0) if np.isnan(value) else (f"{value:.2f}", value)
-        axes[0].text(x + 0.015, row, text, va="center", fontsize=11)
-    axes[0].set_yticks(range(len(order)), [classes.NAMES[i] for i in order])
-    axes[0].axvline(scores.miou, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes[0].set(xlim=(0, 1.1), title=f"IoU (dashed: mean, {scores.miou:.2f})")
-    axes[0].set_xticks([0, 0.25, 0.5, 0.75, 1])
-    if shares is not None:
-        _share_dots(axes[1], _array(shares)[order], colours)
-    for ax in axes:
-        ax.tick_params(axis="y", length=0)
+        back = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        ax.text(x + 0.015, row, text, va="center", fontsize=11, bbox=back)
+    ax.axvline(scores.miou, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    ax.set(title=f"IoU (dashed: mIoU, {scores.miou:.2f})", xlim=(0, 1.12))
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    ax.set_yticks(range(len(order)), [classes.NAMES[i] for i in order])
+    ax.tick_params(axis="y", length=0)
     return fig
 
 
-def _share_dots(ax: Axes, shares: np.ndarray, colours: np.ndarray) -> None:
-    rows = range(len(shares))
-    ax.hlines(rows, 0, 100 * shares, color=FAINT, linewidth=1.5)
-    ax.scatter(100 * shares, rows, s=60, color=colours, edgecolor=MUTED, linewidth=0.5)
-    ax.set(xscale="log", title="Share of pixels")
-    ax.xaxis.set_major_formatter(PercentFormatter(decimals=None))
-    ax.grid(axis="x")
+def _share_dots(ax: Axes, shares: np.ndarray, order: np.ndarray, colours) -> None:
+    if shares.shape not in ((classes.NUM_SCORED,), (classes.NUM_CLASSES,)):
+        raise ValueError(f"shares has the shape (11,) or (12,), not {shares.shape}")
+    percent = 100 * shares[order]
+    rows = range(len(order))
+    ax.hlines(rows, 0, percent, color=FAINT, linewidth=1.5, zorder=1)
+    ax.scatter(percent, rows, s=64, color=colours, edgecolor=MUTED, linewidth=0.5)
+    ax.set(xscale="log", xlim=(0.1, 100), title="Share of pixels")
+    ax.set_xticks([0.1, 1, 10, 100], ["0.1%", "1%", "10%", "100%"])
+    ax.tick_params(axis="y", length=0)
 
 
 def grid(
@@ -609,23 +608,25 @@ def grid(
         raise ValueError(f"a grid has the shape (H, W) or (W,), not {numbers.shape}")
     height, width = numbers.shape
     if not isinstance(highlight, Mapping):
-        highlight = dict.fromkeys(highlight, ACCENT)
+        highlight = dict.fromkeys(map(tuple, highlight), ACCENT)
     texts = _format(numbers)
     box = ax.get_window_extent()
     cell = min(box.width / width, box.height / height) * 72 / ax.figure.dpi
-    size = min(14, 0.45 * cell, 1.3 * cell / max(map(len, texts.flat)))
-    least, most = np.nanmin(numbers), np.nanmax(numbers)
+    size = min(14, 0.45 * cell, 1.3 * cell / max(1, *map(len, texts.flat)))
+    known = numbers[~np.isnan(numbers)]
+    least, span = known.min(initial=np.inf), np.ptp(known) if known.size else 0
     for (row, column), value in np.ndenumerate(numbers):
-        level = 0.75 * (value - least) / ((most - least) or 1)
-        fill = _HEAT(level) if shade and value == value else "white"
+        fill = "white"
+        if shade and not np.isnan(value):
+            fill = _HEAT(0.75 * (value - least) / (span or 1))
         if colour := highlight.get((row, column)):
             fill = 0.68 + 0.32 * np.array(to_rgb(colour))
         ax.add_patch(Rectangle((column, row), 1, 1, fc=fill, ec=MUTED, lw=0.8))
         ink = "white" if np.mean(to_rgb(fill)) < 0.5 else INK
-        where = {"ha": "center", "va": "center_baseline"}
-        ax.text(
-            column + 0.5, row + 0.5, texts[row, column], size=size, color=ink, **where
+        text = ax.text(
+            column + 0.5, row + 0.5, texts[row, column], size=size, color=ink
         )
+        text.set(ha="center", va="center_baseline")
     ax.set(xlim=(-0.03, width + 0.03), ylim=(height + 0.03, -0.03), aspect="equal")
     ax.axis("off")
     if title:
@@ -636,15 +637,8 @@ def _format(numbers: np.ndarray) -> np.ndarray:
     """Write numbers with as few decimals as all of them need, at most two."""
     known = numbers[~np.isnan(numbers)]
     digits = next(d for d in (0, 1, 2) if d == 2 or np.allclose(known.round(d), known))
-    return np.array(
-        [
-            [
-                "" if np.isnan(x) else f"{x:.{digits}f}".replace("-", "\u2212")
-                for x in row
-            ]
-            for row in numbers
-        ]
-    )
+    flat = [f"{x:.{digits}f}".replace("-", "\u2212") for x in numbers.flat]
+    return np.where(np.isnan(numbers), "", np.reshape(flat, numbers.shape))
 
 
 def grids(
@@ -664,30 +658,23 @@ def grids(
     Raises:
         ValueError: If a shape is wrong.
     """
+    highlights = highlights or {}
+    if unknown := set(highlights) - set(panels):
+        raise ValueError(f"no panel has the title {', '.join(map(repr, unknown))}")
     shapes = [np.atleast_2d(_array(values)).shape for values in panels.values()]
     across, down = sum(s[1] for s in shapes), max(s[0] for s in shapes)
-    gap = 0.5
-    room = WIDTH - gap * len(shapes)
-    cell = min(0.55, room / across)
-    height, width = cell * down + 0.5, cell * across + gap * len(shapes)
+    gap, foot, head = 0.5, 0.08, 0.42
+    cell = min(0.55, (WIDTH - gap * len(shapes)) / across)
+    width, height = cell * across + gap * len(shapes), foot + cell * down + head
     fig = Figure(figsize=(width, height), layout="none")
-    x = gap / 2
-    for i, ((title, values), (h, w)) in enumerate(
-        zip(panels.items(), shapes, strict=True)
-    ):
-        y = (cell * (down - h) / 2) + 0.08
-        place = (x / width, y / height, cell * w / width, cell * h / height)
-        ax = fig.add_axes(place)
-        grid(ax, values, title, (highlights or {}).get(title, ()), shade)
-        x += cell * w + gap
+    left, middle = gap / 2, foot + cell * down / 2
+    for i, (title, values) in enumerate(panels.items()):
+        h, w = shapes[i]
+        box = np.array([left, middle - cell * h / 2, cell * w, cell * h])
+        ax = fig.add_axes(box / [width, height, width, height])
+        grid(ax, values, title, highlights.get(title, ()), shade)
+        left += cell * w + gap
         if i < len(signs):
-            middle = (0.08 + cell * down / 2) / height
-            fig.text(
-                (x - gap / 2) / width,
-                middle,
-                signs[i],
-                size=16,
-                ha="center",
-                va="center",
-            )
+            sign = fig.text((left - gap / 2) / width, middle / height, signs[i])
+            sign.set(size=16, ha="center", va="center")
     return fig

@@ -56,7 +56,7 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
-        Profile("quick", False, False, (96, 128), (24, 12), (64, 96), 4, 20),
+        Profile("quick", False, False, (96, 128), (24, 12), (32, 64), 4, 16),
         Profile("cpu", True, True, (360, 480), (120, 40), (96, 128), 8, 80),
         Profile("gpu", True, True, (360, 480), (120, 40), (224, 320), 16, 200),
     )

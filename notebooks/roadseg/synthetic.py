@@ -21,7 +21,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from PIL import Image, ImageChops, ImageDraw
 
-from .classes import NUM_CLASSES, VOID, class_id
+from roadseg.classes import NUM_CLASSES, VOID, class_id
 
 SKY, BUILDING, POLE, ROAD = map(class_id, ("Sky", "Building", "Pole", "Road"))
 PAVEMENT, TREE, SIGN = map(class_id, ("Pavement", "Tree", "SignSymbol"))
@@ -41,6 +41,7 @@ SUB = 3  # dots of the canvas along a pixel; odd, so that one is central
 NEAR, FAR, HORIZON = 0.8, 130.0, 220.0  # metres
 EYE = 1.6  # height of the camera, metres
 DEPTHS = (NEAR, 2, 3, 4, 5, 6.5, 8, 10, 13, 17, 22, 28, 36, 46, 60, 80, 110, 150)
+FORKS = ((-0.5, 0, 0.5), (-0.5, 0, 0.5), (-0.5, 0.5), (-0.5, 0.5), ())  # radians
 GRAIN = np.full(NUM_CLASSES, 0.025)  # of surfaces, relative
 GRAIN[[SKY, ROAD, PAVEMENT, TREE]] = 0.004, 0.03, 0.03, 0.05
 
@@ -315,13 +316,13 @@ def _tree(c: _Canvas, rng: Generator, at: _Place) -> None:
 
 def _branches(c: _Canvas, rng: Generator, bark: Colour, foot: Point, size) -> None:
     shoots, z = [(foot[0], foot[1], pi / 2)], foot[2]
-    for thick, forks in ((0.17, 3), (0.13, 3), (0.09, 2), (0.06, 2), (0.035, 0)):
+    for thick, forks in zip((0.17, 0.13, 0.09, 0.06, 0.035), FORKS, strict=True):
         grown = []
         for x, y, angle in shoots if c.shows(0.3 * size, z) else ():
             tip = (x + size * cos(angle), y + size * sin(angle))
             c.line(TREE, bark, (x, y, z), (*tip, z), thick, least=SUB - 1)
-            for turn in np.linspace(-0.5, 0.5, forks) + rng.uniform(-0.2, 0.2, forks):
-                grown.append((*tip, angle + turn))
+            for fork, turn in zip(forks, rng.uniform(-0.2, 0.2, 3), strict=False):
+                grown.append((*tip, angle + fork + turn))
         shoots, size = grown, size * rng.uniform(0.68, 0.82)
 
 
@@ -342,7 +343,8 @@ def _fence(c: _Canvas, rng: Generator, at: _Place) -> None:
     c.wall(FENCE, _shade(colour, 0.62), x, at.z, far, 0, high)
     for i in reversed(range(int(at.length / step))):
         z, slat = at.z + step * i, _shade(colour, rng.uniform(0.8, 1.1))
-        c.wall(FENCE, slat, x, z, z + part * step, 0, high)
+        if c.shows(0.06, z):
+            c.wall(FENCE, slat, x, z, z + part * step, 0, high)
     for y in (0.2, high):
         c.wall(FENCE, _shade(colour, 1.1), x, at.z, far, y - 0.1, y)
 
@@ -354,8 +356,9 @@ def _garden(c: _Canvas, rng: Generator, at: _Place) -> None:
     if rng.random() < 0.5:
         _building(c, house, _Place(x + side * 6, z, length))
     for part, tree in zip((0.85, 0.5, 0.2), trees, strict=True):
-        x_tree, z_tree = x + side * tree.uniform(1.8, 4), max(z + part * length, 2)
-        _tree(c, tree, _Place(x_tree, z_tree, 0))
+        place = _Place(x + side * tree.uniform(1.8, 4), z + part * length, 0)
+        if place.z > 2:
+            _tree(c, tree, place)
     if border > 0.5:
         _hedge(c, hedge, _Place(x + side * 0.5, z, length))
     if border < 0.75:
@@ -679,7 +682,7 @@ class _Street:
         for kerb, front in zip(self.kerbs, self.fronts, strict=True):
             side = copysign(1, kerb)
             c.strip(PAVEMENT, self.slabs, kerb, front)
-            for z in np.arange(-at % 1.5, 40, 1.5):
+            for z in np.arange(-at % 1.5, min(40, 0.07 * c.focal), 1.5):
                 c.strip(PAVEMENT, _shade(self.slabs, 0.86), kerb, front, z, z + 0.07)
             for x in np.arange(kerb + side * 0.9, front, side * 0.9):
                 c.strip(PAVEMENT, _shade(self.slabs, 0.9), x, x + 0.05)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -130,7 +131,13 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
-        Recipe("quick", (Stage(6, 64, 96), Stage(2, 96, 128)), None, batch_size=4),
+        Recipe(
+            "quick",
+            (Stage(3, 32, 64), Stage(1, 64, 96)),
+            (64, 96),
+            batch_size=2,
+            lr_encoder=1e-3,  # nothing in it is pretrained
+        ),
         Recipe("cpu", (Stage(6, 96, 128), Stage(5, 160, 224)), (256, 352)),
         Recipe(
             "cpu-long",
@@ -768,6 +775,19 @@ def trained_model(
     """
     recipe = recipe or Recipe.for_profile()
     folder = runtime.output_dir() / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    # two notebooks at once: the second waits, and finds what the first trained
+    with FileLock(folder / ".lock"):
+        return _found_or_trained(train, weights, recipe, watched, folder)
+
+
+def _found_or_trained(
+    train: RoadScenes,
+    weights: unet.EncoderWeights,
+    recipe: Recipe,
+    watched: RoadScenes | None,
+    folder: Path,
+) -> tuple[unet.UNet, dict]:
     path = folder / "unet.safetensors"
     kind = {"data": train.origin, "encoder": weights.origin, "recipe": str(recipe)}
     if path.exists():

@@ -205,7 +205,8 @@ def _select_features(state: object, name: str) -> dict[str, Tensor]:
     plain = {
         k.removeprefix("module.").removeprefix("features."): state[k] for k in state
     }
-    wanted = vgg16_bn_features().state_dict()
+    with torch.device("meta"):  # names and shapes, no numbers
+        wanted = vgg16_bn_features().state_dict()
     # files older than batch normalisation's counter lack it; it is not used
     counters = {k for k in wanted if k.endswith("num_batches_tracked")}
     missing = [k for k in wanted if k not in plain and k not in counters]
@@ -223,7 +224,8 @@ def _select_features(state: object, name: str) -> dict[str, Tensor]:
                 f"{name} is not of vgg16_bn: features.{k} has the shape {shape}, "
                 f"not {tuple(v.shape)}"
             )
-    state = {k: plain.get(k, v).to(v.dtype).contiguous() for k, v in wanted.items()}
+    plain |= {k: torch.zeros(wanted[k].shape) for k in counters - plain.keys()}
+    state = {k: plain[k].to(v.dtype).contiguous() for k, v in wanted.items()}
     for k, v in state.items():
         if not torch.isfinite(v).all():
             raise WeightsError(f"{name} is damaged: features.{k} is not finite")

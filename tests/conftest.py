@@ -1,0 +1,30 @@
+"""What holds in every test: the quick profile on the CPU, and no network."""
+
+import os
+import socket
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def course_settings(monkeypatch):
+    """Whoever runs the tests may have settings of their own; tests start without."""
+    for name in list(os.environ):
+        if name.startswith("ROADSEG_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
+    monkeypatch.setenv("ROADSEG_DEVICE", "cpu")
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Names of other machines are not found, as on a machine without a network."""
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        if host in (None, "", "localhost", "127.0.0.1", "::1", b"localhost"):
+            return look_up(host, *args, **kwargs)
+        raise socket.gaierror(socket.EAI_NONAME, f"tests look up no names: {host}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)

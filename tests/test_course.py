@@ -1,0 +1,516 @@
+"""scripts/course.py: the one door, tried on a small checkout without torch."""
+
+import argparse
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+import course
+
+SCRIPT = Path(course.__file__)
+
+ROADSEG = {
+    "__init__.py": "",
+    "runtime.py": """
+import os, pathlib
+class P: name = os.environ["ROADSEG_PROFILE"]
+def profile(): return P
+def machine(): return "a small machine"
+def banner(text): return "!! " + text
+def output_dir():
+    folder = pathlib.Path(__file__).parents[2] / "build" / P.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+""",
+    "dataset1.py": """
+import os
+class Scenes: origin = "some scenes"; real = False; folder = "."
+def load():
+    if "broken" in os.environ.get("ROADSEG_DATASET1", ""):
+        raise RuntimeError("broken.zip: not a zip archive")
+    return Scenes, Scenes
+""",
+    "unet.py": """
+class W: origin = "random"
+def find_encoder_weights(): return W
+""",
+}
+SCORES = {
+    "real_data": False,
+    "acc": 0.91,
+    "acc12": 0.89,
+    "miou": 0.6,
+    "iou": {"Sky": 0.9, "Bicyclist": None},
+    "data": "some scenes",
+    "weights": "random",
+    "machine": "a small machine",
+    "seconds": 125,
+}
+WRITE_SCORES = f"""
+import json
+from roadseg import runtime
+(runtime.output_dir() / "scores.json").write_text('''{json.dumps(SCORES)}''')
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A course with the real scripts, a stand-in for roadseg, and no notebooks."""
+    root = tmp_path / "a course"
+    for name in ("course.py", "notebooks.py"):
+        (root / "scripts").mkdir(parents=True, exist_ok=True)
+        shutil.copy(SCRIPT.parent / name, root / "scripts" / name)
+    (root / "notebooks" / "roadseg").mkdir(parents=True)
+    for name, text in ROADSEG.items():
+        (root / "notebooks" / "roadseg" / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def add_notebook(root, name, *sources):
+    notebook = new_notebook(cells=[new_code_cell(s) for s in sources])
+    nbformat.write(notebook, root / "notebooks" / name)
+
+
+def start(root, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, str(root / "scripts" / "course.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in out + err
+    return process.returncode, out, err
+
+
+# versions and arguments
+
+
+@pytest.mark.parametrize(("version", "rc"), [((3, 8, 18), 1), ((3, 10, 13), 1)])
+def test_an_old_python_gets_one_sentence(version, rc):
+    code = (
+        f"import runpy, sys; sys.version_info = {(*version, 'final', 0)}; "
+        f"sys.argv = ['course.py', 'run']; "
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == rc
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "needs Python 3.11 or newer, and this is Python 3." in done.stderr
+    assert f"{version[0]}.{version[1]} (" in done.stderr
+
+
+def test_python_3_6_can_read_the_script():
+    ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "the following arguments are required"),
+        (["walk"], "invalid choice: 'walk'"),
+        (["run", "--profile", "huge"], "invalid choice: 'huge'"),
+        (["run", "--data", "nowhere.zip"], "--data: there is no /"),
+        (["lab", "--all"], "unrecognized arguments: --all"),
+    ],
+)
+def test_wrong_arguments(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as error:
+        course.main(arguments)
+
+    assert error.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_data_is_made_absolute(tmp_path, monkeypatch):
+    (tmp_path / "mine.zip").touch()
+    monkeypatch.chdir(tmp_path)
+
+    assert course.parse(["run", "--data", "mine.zip"]).data == str(
+        tmp_path / "mine.zip"
+    )
+
+
+def test_missing_packages_are_named(monkeypatch, capsys):
+    monkeypatch.setitem(course.IMPORTED, "lab", ("json", "nosuchpackage"))
+
+    assert course.main(["lab", "--no-venv"]) == 1
+    assert "lacks nosuchpackage: pip install -r requ" in capsys.readouterr().err
+
+
+# the environment
+
+
+class Installer:
+    """Stands in for `venv` and `pip`: writes down what it is asked to do."""
+
+    def __init__(self):
+        self.asked = []
+        self.results = {}
+
+    def __call__(self, command, what, mode):
+        course.LOG.parent.mkdir(exist_ok=True)
+        step = "venv" if "venv" in command else " ".join(command[7:])
+        self.asked.append(step)
+        result = self.results.get(step, 0)
+        if isinstance(result, BaseException):
+            raise result
+        course.LOG.write_text("Collecting x\nERROR: no space left\n\n")
+        if step == "venv" and result == 0:
+            (course.VENV / "bin").mkdir()
+            (course.VENV / "bin" / "python").symlink_to(sys.executable)
+        return result
+
+    def take(self):
+        asked, self.asked = self.asked, []
+        return asked
+
+
+RUN, TEST = [course.REQUIREMENTS], [course.REQUIREMENTS, course.TEST_REQUIREMENTS]
+PIP_RUN, PIP_TEST = (" ".join(f"-r {n}" for n in names) for names in (RUN, TEST))
+
+
+@pytest.fixture
+def installer(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    for name in TEST:
+        (tmp_path / name).write_text("x>=1\n")
+    for name, value in {
+        "ROOT": tmp_path,
+        "BUILD": tmp_path / "build",
+        "VENV": tmp_path / ".venv",
+        "STAMP": tmp_path / ".venv" / "course.json",
+        "LOG": tmp_path / "build" / "install.log",
+    }.items():
+        monkeypatch.setattr(course, name, value)
+    fake = Installer()
+    monkeypatch.setattr(course, "_run_logged", fake)
+    return fake
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="the stand-in makes symlinks")
+
+
+@posix
+def test_the_first_use_installs_and_the_second_does_not(installer):
+    python = course.ensure_environment(RUN)
+
+    assert python == course.VENV / "bin" / "python"
+    assert installer.take() == ["venv", PIP_RUN]
+    assert course.ensure_environment(RUN) == python
+    assert installer.take() == []
+
+
+@posix
+def test_the_checks_install_more_and_a_run_after_them_nothing(installer):
+    course.ensure_environment(RUN)
+    course.ensure_environment(TEST)
+    assert installer.take() == ["venv", PIP_RUN, PIP_TEST]
+
+    course.ensure_environment(RUN)
+    course.ensure_environment(TEST)
+    assert installer.take() == []
+
+
+@posix
+def test_changed_requirements_are_installed(installer, tmp_path):
+    course.ensure_environment(TEST)
+    installer.take()
+    (tmp_path / course.REQUIREMENTS).write_text("x>=2\n")
+
+    course.ensure_environment(RUN)
+    assert installer.take() == [PIP_RUN]
+    course.ensure_environment(TEST)
+    assert installer.take() == [PIP_TEST]
+
+
+@posix
+@pytest.mark.parametrize("step", ["venv", PIP_RUN])
+def test_an_interrupted_installation_starts_afresh(installer, step):
+    installer.results[step] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        course.ensure_environment(RUN)
+    installer.take()
+    installer.results.clear()
+
+    course.ensure_environment(RUN)
+    assert installer.take() == ["venv", PIP_RUN]
+
+
+@posix
+def test_an_interrupted_addition_starts_afresh_too(installer):
+    course.ensure_environment(RUN)
+    installer.results[PIP_TEST] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        course.ensure_environment(TEST)
+    installer.take()
+
+    course.ensure_environment(RUN)
+    assert installer.take() == ["venv", PIP_RUN]
+
+
+@posix
+def test_a_failed_installation_shows_its_error(installer, capsys):
+    installer.results[PIP_RUN] = 1
+
+    assert course.main(["lab"]) == 1
+
+    error = capsys.readouterr().err
+    assert "ERROR: no space left" in error
+    assert "Collecting" not in error
+    assert "build/install.log" in error
+
+
+@posix
+def test_without_venv_nothing_is_left_behind(installer):
+    installer.results["venv"] = 1
+
+    with pytest.raises(course.Refusal, match=r"python3\.\d+-venv"):
+        course.ensure_environment(RUN)
+    assert not course.VENV.exists()
+
+
+@posix
+def test_an_environment_whose_python_is_gone_is_made_again(installer):
+    course.ensure_environment(RUN)
+    (course.VENV / "bin" / "python").unlink()
+    installer.take()
+
+    course.ensure_environment(RUN)
+    assert installer.take() == ["venv", PIP_RUN]
+
+
+def test_somebody_elses_environment_is_left_alone(installer):
+    (course.VENV / "bin").mkdir(parents=True)
+
+    with pytest.raises(course.Refusal, match="did not make it"):
+        course.ensure_environment(RUN)
+    assert installer.take() == []
+    assert os.listdir(course.VENV) == ["bin"]
+
+
+def test_what_an_installation_says_goes_to_the_log(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(course, "ROOT", tmp_path)
+    monkeypatch.setattr(course, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(course, "LOG", tmp_path / "build" / "install.log")
+    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
+
+    assert course._run_logged([sys.executable, "-c", code], "Trying", "w") == 3
+    assert sorted(course.LOG.read_text().split()) == ["err", "out"]
+    assert capfd.readouterr().out == ""
+
+
+def test_the_work_is_done_by_the_python_of_the_environment(monkeypatch):
+    calls = []
+    monkeypatch.setattr(course.os, "execv", lambda *args: calls.append(args))
+    monkeypatch.setattr(course, "ensure_environment", lambda files: Path("p"))
+
+    course.main(["test", "--all"])
+
+    assert calls == [("p", ["p", str(SCRIPT), "test", "--all", "--no-venv"])]
+
+
+# run
+
+
+def test_run_executes_in_order_and_prints_the_scores(checkout):
+    see = "import os\nprint(os.environ['ROADSEG_DATASET1'])"
+    add_notebook(checkout, "02_b.ipynb", "open('order', 'a').write('b')", WRITE_SCORES)
+    add_notebook(checkout, "01_a.ipynb", "open('order', 'a').write('a')", see)
+    (checkout / "my data").mkdir()
+
+    rc, out, err = finish(
+        start(checkout, "run", "--no-venv", "--data", "my data", cwd=checkout)
+    )
+
+    assert (rc, err) == (0, "")
+    assert (checkout / "notebooks" / "order").read_text() == "ab"
+    executed = checkout / "build" / "quick" / "notebooks"
+    done = nbformat.read(executed / "01_a.ipynb", 4)
+    assert done.cells[1].outputs[0].text == f"{checkout / 'my data'}\n"
+    assert done.metadata.roadseg.profile == "quick"
+    assert out.count("!! The pictures of this run are DRAWN") == 2
+    lines = out.splitlines()
+    assert lines.index("data     some scenes") < lines.index("weights  random")
+    marked = [x for x in lines if "NOT COMPARABLE" in x]
+    assert [x.split()[:2] for x in marked] == [
+        ["acc", "0.910"],
+        ["acc12", "0.890"],
+        ["mIoU", "0.600"],
+        ["IoU", "Sky"],
+        ["IoU", "Bicyclist"],
+    ]
+    assert "training 2 min 5 s" in lines
+    assert "Executed notebooks: build/quick/notebooks" in lines
+    source = nbformat.read(checkout / "notebooks" / "01_a.ipynb", 4)
+    assert source.cells[0].execution_count is None
+
+
+def test_a_failing_cell_is_named_and_what_ran_is_kept(checkout):
+    add_notebook(checkout, "01_a.ipynb", "print(1)", "int('x')", "print(3)")
+    add_notebook(checkout, "02_b.ipynb", "open('ran', 'w')")
+
+    rc, out, err = finish(start(checkout, "run", "--no-venv"))
+
+    assert rc == 1
+    assert err.splitlines() == [
+        "01_a.ipynb, code cell 2: ValueError: invalid literal for int() with base 10: "
+        "'x'",
+        "As far as it came, with the whole error: build/quick/notebooks/01_a.ipynb",
+    ]
+    partly = nbformat.read(checkout / "build/quick/notebooks/01_a.ipynb", 4)
+    outputs = [c.outputs[0].output_type if c.outputs else "" for c in partly.cells]
+    assert outputs == ["stream", "error", ""]
+    assert not (checkout / "notebooks" / "ran").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("everybody", [True, False])
+def test_ctrl_c_is_a_sentence(checkout, everybody):
+    add_notebook(
+        checkout,
+        "01_a.ipynb",
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)",
+    )
+    process = start(checkout, "run", "--no-venv", start_new_session=True)
+    pid_file = checkout / "notebooks" / "pid"
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+
+    (os.killpg if everybody else os.kill)(process.pid, signal.SIGINT)
+    rc, out, err = finish(process)
+
+    assert rc == 130
+    assert err.strip() == "Stopped. Start it again to go on."
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
+def test_data_that_cannot_be_used_stop_it_at_once(checkout):
+    add_notebook(checkout, "01_a.ipynb", "open('ran', 'w')")
+    (checkout / "broken.zip").touch()
+
+    rc, _, err = finish(
+        start(checkout, "run", "--no-venv", "--data", str(checkout / "broken.zip"))
+    )
+
+    assert rc == 1
+    assert err.splitlines() == [
+        "Cannot start: broken.zip: not a zip archive",
+        "Nothing was run.",
+    ]
+    assert not (checkout / "notebooks" / "ran").exists()
+
+
+def test_a_checkout_without_notebooks_is_told(checkout):
+    rc, _, err = finish(start(checkout, "run", "--no-venv"))
+
+    assert (rc, err) == (1, "There are no notebooks in notebooks.\n")
+
+
+def test_scores_of_real_data_are_not_marked(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({**SCORES, "real_data": True}))
+
+    text = course.scores_text(path, since=time.time())
+
+    assert "mIoU          0.600" in text
+    assert "NOT COMPARABLE" not in text
+
+
+def test_scores_of_an_earlier_run_are_not_shown(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(SCORES))
+
+    assert "wrote no scores" in course.scores_text(path, since=time.time() + 60)
+    assert "wrote no scores" in course.scores_text(tmp_path / "none", since=0)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", json.dumps({**SCORES, "acc": "x"})])
+def test_scores_that_cannot_be_read_are_a_sentence(text, tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text(text)
+
+    assert "cannot be read" in course.scores_text(path, since=0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4.4, "4 s"), (59.7, "1 min 0 s"), (3_790, "1 h 3 min")]
+)
+def test_durations_are_words(seconds, words):
+    assert course.duration(seconds) == words
+
+
+# test
+
+
+class Parts:
+    """Stands in for subprocess.Popen: writes down commands, fails where it should."""
+
+    def __init__(self, failing):
+        self.failing, self.commands, self.environments = failing, [], []
+
+    def __call__(self, command, cwd, env):
+        self.commands.append(" ".join(command[1:]))
+        self.environments.append(env)
+        self.failed = self.failing in self.commands[-1]
+        return self
+
+    def wait(self):
+        return int(self.failed)
+
+
+@pytest.mark.parametrize(
+    ("failing", "rc", "row"),
+    [
+        ("nothing", 0, ["tests", "ok"]),
+        ("ruff check", 1, ["lint", "FAILED"]),
+        ("ruff format", 1, ["format", "FAILED"]),
+        ("check_notebooks", 1, ["notebooks", "FAILED"]),
+        ("not slow", 1, ["tests", "FAILED"]),
+        ("--nbval ", 1, ["outputs", "FAILED"]),
+    ],
+)
+def test_all_parts_run_and_one_that_fails_is_told(failing, rc, row, monkeypatch, capfd):
+    parts = Parts(failing)
+    monkeypatch.setattr(course.subprocess, "Popen", parts)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("ROADSEG_PROFILE", "gpu")
+    monkeypatch.setenv("ROADSEG_DATASET1", "x")
+
+    assert course.test(argparse.Namespace(all=False)) == rc
+
+    assert len(parts.commands) == 5
+    table = capfd.readouterr().out.splitlines()[-5:]
+    rows = [line.split()[:2] for line in table]
+    assert row in rows
+    assert sum(r[1] == "FAILED" for r in rows) == rc
+    environment = parts.environments[-1]
+    assert environment["ROADSEG_PROFILE"] == "quick"
+    assert not {"MPLBACKEND", "ROADSEG_DATASET1"} & set(environment)
+
+
+def test_slow_tests_run_on_demand(monkeypatch):
+    parts = Parts("nothing")
+    monkeypatch.setattr(course.subprocess, "Popen", parts)
+
+    course.test(argparse.Namespace(all=True))
+
+    assert not any("not slow" in command for command in parts.commands)

@@ -1,0 +1,441 @@
+import base64
+import io
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+from torchvision import tv_tensors
+
+from roadseg import classes, plots
+
+NOTEBOOKS = Path(plots.__file__).parents[1]
+COLOURS = {  # CamVid as prepared for SegNet, written out: not read from `classes`
+    "Sky": (128, 128, 128),
+    "Road": (128, 64, 128),
+    "Pavement": (60, 40, 222),
+    "Car": (64, 0, 128),
+    "Bicyclist": (0, 128, 192),
+    "Unlabelled (void)": (0, 0, 0),
+}
+MASK = torch.tensor([[0, 3, 3, 11], [4, 4, 8, 10]], dtype=torch.uint8)
+PICTURE = torch.arange(24, dtype=torch.uint8).reshape(3, 2, 4) * 10
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_and_nothing_left_open():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    left = plt.get_fignums()
+    plt.close("all")
+    assert not left
+
+
+def pixels(fig):
+    """Draw a figure; return it as (H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(plots._encode(fig, False))).convert("RGB"))
+
+
+def key(legend):
+    """Return label -> colour, 0 to 255, in order."""
+    names = [text.get_text() for text in legend.get_texts()]
+    patches = [tuple(round(255 * v) for v in to_rgb(p.get_facecolor()))
+               for p in legend.get_patches()]  # fmt: skip
+    return dict(zip(names, patches, strict=True))
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def scores(matrix, iou=None):
+    iou = torch.linspace(0, 1, 11) if iou is None else iou
+    return SimpleNamespace(confusion=matrix, iou=iou, miou=0.5)
+
+
+# the legend and what is painted
+
+
+def test_legend_names_the_classes_of_a_drawn_mask_in_their_colours():
+    fig = Figure()
+    plots.panel(fig.subplots(), MASK)
+    assert key(plots.legend(fig)) == COLOURS
+    assert key(plots.legend(fig.axes[0])) == COLOURS
+
+
+def test_legend_of_given_classes_has_the_palette_and_void_last():
+    found = key(plots.legend(Figure(), [11, *range(11)]))
+    assert tuple(found.values()) == classes.PALETTE
+    assert list(found) == [*classes.NAMES[:11], "Unlabelled (void)"]
+
+
+def test_legend_without_a_mask_asks_for_classes():
+    fig = Figure()
+    plots.panel(fig.subplots(), PICTURE)
+    with pytest.raises(ValueError, match="no mask is drawn"):
+        plots.legend(fig)
+    with pytest.raises(ValueError, match="0 to 11"):
+        plots.legend(fig, [12])
+
+
+def test_void_is_seen_in_the_legend():
+    fig = Figure(figsize=(3, 1), layout="constrained")
+    plots.legend(fig, [classes.VOID])
+    assert (pixels(fig) == 0).all(-1).sum() > 50
+
+
+def test_panel_paints_a_mask_in_exactly_the_palette():
+    fig = Figure(figsize=(4, 2))
+    ax = fig.add_axes((0, 0, 1, 1))
+    plots.panel(ax, MASK)
+    centres = pixels(fig)[50::100, 50::100]
+    assert (centres == classes.colorize(MASK)).all()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        PICTURE,
+        tv_tensors.Image(PICTURE),
+        PICTURE.permute(1, 2, 0).numpy(),
+        PICTURE / 255,
+        (PICTURE / 255).requires_grad_(),
+    ],
+)
+def test_a_picture_may_be_any_of_these(image):
+    assert (plots._picture(image) == PICTURE.permute(1, 2, 0).numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(2, 4), "shape"),
+        (torch.zeros(1, 3, 2, 4), "shape"),
+        (torch.zeros(12, 8, 8), "shape"),
+        (torch.full((3, 2, 4), -2.0), "denormalise"),
+        (torch.zeros(3, 2, 4, dtype=torch.int64), "uint8"),
+    ],
+)
+def test_what_is_not_a_picture_is_refused(image, message):
+    with pytest.raises(ValueError, match=message):
+        plots.scenes([image])
+
+
+def test_overlay_blends_exactly():
+    image = np.full((3, 1, 2), 100, dtype=np.uint8)
+    found = plots.overlay(image, np.array([[8, 11]]), alpha=0.25)
+    # 0.75 * 100 + 0.25 * (64, 0, 128) and 0.75 * 100 + 0.25 * 0
+    assert found.tolist() == [[[91, 75, 107], [75, 75, 75]]]
+    assert found.dtype == np.uint8
+    with pytest.raises(ValueError, match="alpha"):
+        plots.overlay(image, np.array([[8, 11]]), alpha=55)
+
+
+def test_error_map_is_right_wrong_or_void():
+    truth, predicted = torch.tensor([[0, 1, 11, 11]]), torch.tensor([[0, 2, 11, 3]])
+    void = (0, 0, 0)
+    wanted = [[plots.RIGHT, plots.WRONG, void, void]]
+    assert (plots.error_map(truth, predicted) == np.array(wanted)).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (MASK[:, :3], "belongs to"),
+        (MASK.float(), "integers"),
+        (MASK[None], "shape"),
+        (MASK + 1, "0 to 11"),
+    ],
+)
+def test_what_is_not_the_mask_of_a_picture_is_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        plots.overlay(PICTURE, mask)
+    with pytest.raises(ValueError, match=message):
+        plots.scenes([PICTURE], [mask])
+    with pytest.raises(ValueError, match=message):
+        plots.prediction(PICTURE, MASK, mask)
+
+
+# grids of scenes
+
+
+def test_scenes_stand_beside_their_masks():
+    fig = plots.scenes([PICTURE] * 3, [MASK] * 3, titles="abc")
+    assert [ax.get_title() for ax in fig.axes] == ["a", "", "b", "", "c", ""]
+    assert [ax.images[0].get_array().ndim for ax in fig.axes] == [3, 2] * 3
+    assert key(fig.legends[0]) == COLOURS
+
+
+def test_scenes_lie_under_their_masks():
+    fig = plots.scenes([PICTURE], [MASK], overlay=True)
+    drawn = fig.axes[0].images[0].get_array()
+    assert (drawn == plots.overlay(PICTURE, MASK)).all()
+    assert key(fig.legends[0]) == COLOURS
+
+
+def test_photos_alone_need_no_legend():
+    assert not plots.scenes([PICTURE] * 2).legends
+
+
+def test_a_number_of_masks_or_titles_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="2 pictures, but 1 masks"):
+        plots.scenes([PICTURE] * 2, [MASK])
+    with pytest.raises(ValueError, match="1 pictures, but 2 titles"):
+        plots.predictions([PICTURE], [MASK], [MASK], titles=["a", "b"])
+    with pytest.raises(ValueError, match="no picture"):
+        plots.scenes([])
+
+
+def test_prediction_draws_truth_prediction_and_errors():
+    predicted = MASK.clone()
+    predicted[0, 0] = 5
+    fig = plots.prediction(PICTURE, MASK, predicted)
+    drawn = [ax.images[0].get_array() for ax in fig.axes]
+    named = [ax.get_title() for ax in fig.axes]
+    assert named == ["Photo", "Truth", "Prediction", "Errors"]
+    assert (drawn[1] == MASK.numpy()).all()
+    assert (drawn[2] == predicted.numpy()).all()
+    assert (drawn[3] == plots.error_map(MASK, predicted)).all()
+    found = key(fig.legends[0])
+    assert found["Tree"] == (128, 128, 0)  # predicted, but not in the truth
+    assert found["Wrong"] == plots.WRONG
+    assert found["Right"] == plots.RIGHT
+
+
+def test_predictions_are_named_beside_their_rows():
+    fig = plots.predictions([PICTURE] * 2, [MASK] * 2, [MASK] * 2, ["best", "worst"])
+    assert [ax.get_ylabel() for ax in fig.axes[::4]] == ["best", "worst"]
+    assert [ax.get_title() for ax in fig.axes[4:]] == [""] * 4
+
+
+def test_feature_maps_keep_each_channel_on_its_own_scale():
+    maps = torch.stack([torch.eye(4), 100 * torch.eye(4), torch.zeros(4, 4)])
+    fig = plots.feature_maps({"a": maps[None], "b": maps.bfloat16()}, channels=range(3))
+    drawn = [ax.images[0].get_array() for ax in fig.axes]
+    assert (drawn[0] == drawn[1]).all()
+    assert len(np.unique(drawn[2].reshape(-1, 3), axis=0)) == 1
+    assert (drawn[0] == drawn[3]).all()
+    assert fig.axes[1].get_title() == "Channel 1"
+    assert [ax.get_ylabel() for ax in fig.axes[::3]] == ["a", "b"]
+    with pytest.raises(ValueError, match=r"C above 5, this one \(3, 4, 4\)"):
+        plots.feature_maps(maps)
+
+
+# scores
+
+
+def test_curves_draw_what_the_history_has():
+    fig = plots.curves(
+        [
+            {"epoch": 1, "train_loss": 2.0, "miou": 0.1, "lr": 1},
+            {"epoch": 2, "train_loss": 1.0, "miou": 0.2, "val_acc": 0.5},
+        ]
+    )
+    lines = {
+        (ax.get_title(), line.get_label()): line.get_xydata().tolist()
+        for ax in fig.axes
+        for line in ax.lines
+    }
+    assert lines == {
+        ("Loss", "Training loss"): [[1, 2], [2, 1]],
+        ("Score", "mIoU"): [[1, 0.1], [2, 0.2]],
+        ("Score", "Validation accuracy"): [[2, 0.5]],
+    }
+    assert len(plots.curves([{"loss": 1.0}]).axes) == 1
+    with pytest.raises(ValueError, match="neither losses nor scores"):
+        plots.curves([{"lr": 1.0}])
+
+
+def test_confusion_is_normalised_by_true_class():
+    matrix = torch.zeros(12, 12, dtype=torch.int64)
+    matrix[0, 0], matrix[0, 1], matrix[0, 11] = 6, 3, 1
+    matrix[1, 0] = 7
+    matrix[11, 2] = 1000
+    fig = plots.confusion(scores(matrix))
+    percent = np.ma.filled(fig.axes[0].images[0].get_array(), np.nan)
+    assert percent.shape == (11, 11)
+    assert percent[0, :3].tolist() == [60, 30, 0]
+    assert percent[1, :2].tolist() == [100, 0]
+    assert np.isnan(percent[2:]).all()
+    labels = [(t.get_position(), t.get_text()) for t in fig.axes[0].texts]
+    assert labels == [((0, 0), "60"), ((1, 0), "30"), ((0, 1), "100")]
+    rows = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert rows[:3] == ["Sky", "Building", "Pole (absent)"]
+
+
+def test_confusion_says_nothing_below_one_percent():
+    matrix = torch.zeros(12, 12)
+    matrix[0, 0], matrix[0, 1], matrix[0, 2] = 982, 10, 8
+    assert texts(plots.confusion(scores(matrix)).axes[0]) == ["98", "1"]
+    with pytest.raises(ValueError, match=r"\(12, 12\)"):
+        plots.confusion(scores(matrix[:11, :11]))
+
+
+def test_class_bars_are_sorted_and_name_absent_classes():
+    iou = torch.linspace(0.1, 0.9, 11)
+    iou[8] = torch.nan
+    shares = np.arange(1, 13) / 100
+    fig = plots.class_bars(scores(None, iou), shares)
+    bars, beside = fig.axes
+    names = [label.get_text() for label in bars.get_yticklabels()]
+    assert names[0] == "Car"
+    assert names[1:] == [n for n in classes.NAMES[:11] if n != "Car"]
+    assert texts(bars)[:2] == ["absent", "0.10"]
+    for bar, name in zip(bars.patches, names, strict=True):
+        rgb = np.array(to_rgb(bar.get_facecolor())) * 255
+        assert tuple(rgb.round()) == classes.PALETTE[classes.class_id(name)]
+    dots = beside.collections[-1].get_offsets()[:, 0]
+    wanted = [100 * shares[classes.class_id(name)] for name in names]
+    assert np.allclose(dots, wanted)
+    assert beside.get_xscale() == "log"
+    pixels(fig)
+
+
+def test_class_bars_refuse_other_shapes():
+    assert len(plots.class_bars(scores(None)).axes) == 1
+    with pytest.raises(ValueError, match="iou"):
+        plots.class_bars(scores(None, torch.zeros(12)))
+    with pytest.raises(ValueError, match="shares"):
+        plots.class_bars(scores(None), shares=[0.5, 0.5])
+
+
+# grids of numbers
+
+
+def test_grid_writes_every_number_once_with_equal_decimals():
+    ax = Figure().subplots()
+    plots.grid(ax, [[1, -2.5], [np.nan, 0]], title="t")
+    found = {t.get_position(): t.get_text() for t in ax.texts}
+    assert found == {
+        (0.5, 0.5): "1.0",
+        (1.5, 0.5): "\u22122.5",
+        (0.5, 1.5): "",
+        (1.5, 1.5): "0.0",
+    }
+    ax = Figure().subplots()
+    plots.grid(ax, torch.tensor([1, 2, 3]))
+    assert texts(ax) == ["1", "2", "3"]
+    with pytest.raises(ValueError, match="not \\(1, 2, 3\\)"):
+        plots.grid(ax, torch.zeros(1, 2, 3))
+
+
+def test_grid_tints_and_shades_the_right_cells():
+    ax = Figure().subplots()
+    plots.grid(ax, [[0, 1], [2, np.nan]], highlight={(0, 0): "#ff0000"}, shade=True)
+    red, low, high, none = (to_rgb(p.get_facecolor()) for p in ax.patches)
+    assert red[0] > red[1] == red[2]
+    assert sum(high) < sum(low)
+    assert none == (1, 1, 1)
+    ax = Figure().subplots()
+    plots.grid(ax, [[0, 1]], highlight=[[0, 1]])
+    fills = [to_rgb(p.get_facecolor()) for p in ax.patches]
+    assert fills[0] == (1, 1, 1) != fills[1]
+
+
+def test_grids_have_cells_of_one_size():
+    fig = plots.grids(
+        {"a": torch.ones(2, 2), "b": torch.ones(3, 5), "c": np.full((1, 1), np.nan)},
+        signs=("+", "="),
+        highlights={"b": [(0, 4)]},
+    )
+    boxes = [ax.get_window_extent() for ax in fig.axes]
+    widths = [b.width / n for b, n in zip(boxes, (2, 5, 1), strict=True)]
+    heights = [b.height / n for b, n in zip(boxes, (2, 3, 1), strict=True)]
+    assert np.allclose(widths + heights, widths[0])
+    assert [text.get_text() for text in fig.texts] == ["+", "="]
+    assert boxes[-1].x1 < fig.bbox.width
+    pixels(fig)
+    with pytest.raises(ValueError, match="'d'"):
+        plots.grids({"a": [[1]]}, highlights={"d": [(0, 0)]})
+
+
+# publishing
+
+
+@pytest.mark.parametrize(
+    ("photo", "mime", "kind"),
+    [(False, "image/png", "PNG"), (True, "image/jpeg", "JPEG")],
+)
+def test_show_publishes_the_figure_with_its_alternative(monkeypatch, photo, mime, kind):
+    published = []
+    monkeypatch.setattr(plots, "get_ipython", lambda: "a shell")
+    monkeypatch.setattr(plots, "display", lambda *a, **k: published.append((a, k)))
+    fig, ax = plt.subplots(figsize=(3, 2), facecolor="black")
+    ax.axis("off")
+    plots.show(fig, "A white square.", photo=photo)
+    ((bundle,), options), *more = published
+    assert not more
+    assert set(bundle) == {mime, "text/plain"}
+    assert bundle["text/plain"] == "A white square."
+    assert options == {"metadata": {mime: {"alt": "A white square."}}, "raw": True}
+    picture = Image.open(io.BytesIO(base64.b64decode(bundle[mime])))
+    assert picture.format == kind
+    assert picture.size == (300, 200)
+    assert (np.asarray(picture.convert("RGB")) >= 254).all()
+
+
+@pytest.mark.parametrize("alt", ["", "  \n"])
+def test_show_wants_an_alternative(alt):
+    fig, _ = plt.subplots()
+    with pytest.raises(ValueError, match="text alternative"):
+        plots.show(fig, alt)
+
+
+def test_style_makes_figures_white_and_laid_out():
+    with plt.rc_context():
+        plots.use_style()
+        fig = plt.figure()
+        assert fig.get_facecolor() == (1, 1, 1, 1)
+        assert fig.get_constrained_layout()
+        assert fig.get_figwidth() == plots.WIDTH
+        plt.close(fig)
+
+
+def test_in_a_script_show_prints_the_alternative():
+    code = "\n".join(
+        (
+            "from roadseg import plots",
+            "plots.use_style()",
+            "plots.show(plots.curves([{'loss': 1.0}]), 'One loss.')",
+        )
+    )
+    run = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    done = subprocess.run(run, cwd=NOTEBOOKS, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("One loss.\n", "", 0)
+
+
+def test_in_a_notebook_a_figure_appears_once(monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    cells = (
+        "import matplotlib.pyplot as plt\nfrom roadseg import plots\nplots.use_style()",
+        "fig, ax = plt.subplots()\nax.plot([1, 2])\nplots.show(fig, alt='A line.')",
+        "plots.show(plots.curves([{'loss': 1.0}]), alt='A dot.', photo=True)",
+    )
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    client = nbclient.NotebookClient(book, kernel_name="python3", timeout=60)
+    client.resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of nbclient and zmq
+        client.execute()
+    outputs = [cell.outputs for cell in book.cells]
+    assert outputs[0] == []
+    for (output, *more), mime, alt in (
+        (outputs[1], "image/png", "A line."),
+        (outputs[2], "image/jpeg", "A dot."),
+    ):
+        assert not more
+        assert set(output.data) == {mime, "text/plain"}
+        assert output.data["text/plain"] == alt
+        assert output.metadata[mime] == {"alt": alt}
+        Image.open(io.BytesIO(base64.b64decode(output.data[mime]))).verify()
