@@ -20,36 +20,26 @@ Your own pictures in this layout, of any size and number, are read by
 
 import copy
 import hashlib
-import json
 import os
 import re
 import shutil
-import stat
-import time
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from itertools import chain
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 import numpy as np
-import pooch
-import requests
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from sklearn.model_selection import GroupShuffleSplit, LeaveOneGroupOut
 from torchvision import tv_tensors
 
-from roadseg import runtime, synthetic
+from roadseg import archives, runtime, synthetic
+from roadseg.archives import DatasetError
 from roadseg.classes import NUM_CLASSES
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
@@ -106,17 +96,9 @@ OFFICIAL_TEST = Collection(
     sources=(SEGNET,),
 )
 
-PAUSE = 1  # seconds, before a download is tried again
-TIMEOUT = (5, 30)  # seconds: to connect, and between two pieces of an answer
-MAX_UNPACKED = 2 * 2**30  # bytes; dataset1 has 125 million
-MARKER = ".fetched.json"  # written last: says that a folder is ours, and whole
 BLOCK = 20  # frames, in split_by_block: about 20 seconds of a drive
 DRAWN = "drawn scenes, NOT dataset1"  # their origin, beside every score
 TERMS = "Terms: CamVid is for research and teaching, SegNet's copy of it CC BY-NC 4.0."
-
-
-class DatasetError(RuntimeError):
-    """Data cannot be used; the message says which file, why, and what to do."""
 
 
 class UnavailableError(DatasetError):
@@ -142,7 +124,7 @@ def _about(subject: object) -> Iterator[None]:
         yield
     except DatasetError as error:
         hint = ""
-        if isinstance(subject, Path) and (subject / MARKER).exists():
+        if isinstance(subject, Path) and (subject / archives.MARKER).exists():
             hint = "; delete the whole folder, and it is made again"
         raise DatasetError(f"{subject}: {error}{hint}") from None
 
