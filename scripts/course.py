@@ -149,7 +149,10 @@ def _make_venv(python: Path) -> None:
 
 
 def _install(python: Path, files: "list[str]") -> None:
-    say("Installing what the course needs (once; several minutes, about 6 GB).")
+    if _read_stamp():
+        say("Installing what is missing in .venv.")
+    else:
+        say("Installing what the course needs (once; several minutes, about 6 GB).")
     STAMP.write_text("{}\n", encoding="utf-8")
     command = [str(python), "-m", "pip", "install", "--no-input", "--progress-bar=off"]
     command += ["--disable-pip-version-check"]

@@ -21,8 +21,8 @@ def code_cells() -> list[str]:
 
 
 def slow(source: str) -> bool:
-    """Figures, the trainings of section 7 and what is made of them."""
-    marks = "plots.show(", "= overfit(", "predicted[", "found", "summary("
+    """The trainings of section 7, what is made of them, and maps as figures."""
+    marks = "= overfit(", "predicted[", "found", "summary(", "plots.feature_maps("
     return any(mark in source for mark in marks)
 
 
@@ -104,7 +104,8 @@ MUTATIONS = [
     # 7. what the skips do
     ("smallest = -F.max_pool2d(-y", "smallest = F.max_pool2d(y", "tiny = torch"),
     ("skip = torch.zeros_like(skip)", "pass", "ok: all skips is the U-Net"),
-    ("model.bottleneck(maps[-1])", "model.bottleneck(-maps[-1])", "ok: all skips is"),
+    ("cat([up(x), skip], dim=1))\n    return model", "cat([skip, up(x)], dim=1))"
+     "\n    return model", "ok: all skips is"),
     ("predicted != masks, masks", "predicted == masks, masks", "edge == inside == 0"),
     # 8. sizes and cuts
     ('mode="replicate"', 'mode="constant"', "ok: padded by"),

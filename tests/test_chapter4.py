@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 import chapter
@@ -229,16 +228,12 @@ def test_a_checkpoint_without_the_optimiser_is_caught(monkeypatch):
     [
         ("ignorant =", "torch.zeros(1, 12, 4, 4)", "torch.zeros(1, 11, 4, 4)"),
         ("void_only =", "(1, 4, 4), VOID", "(1, 4, 4), 0"),
-        ("encoder_rates =", "both[0]", "both[1]"),
     ],
 )
 def test_the_exercises_check_themselves(key, right, wrong):
     solution = chapter.cell_with(CELLS, key)
-    schedule = between("def make_optimiser(", "rates.append(")
     start = [
         *SETUP,
-        chapter.cell_with(CELLS, "class Variant:"),
-        *schedule,
         "void_out = nn.CrossEntropyLoss(ignore_index=VOID)",
         chapter.cell_with(CELLS, "ignorant ="),
     ]
@@ -276,4 +271,3 @@ def test_kinds_of_operators_are_told_apart():
     assert kind_of("aten::native_batch_norm") == "batch normalisation"
     assert kind_of("aten::_fused_adam_") == "optimiser"
     assert kind_of("aten::mystery") == "everything else"
-    assert torch.__version__

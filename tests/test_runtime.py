@@ -79,9 +79,20 @@ def test_banner_frames_every_line():
 
 def test_progress_passes_items_on_and_is_silent_when_told(monkeypatch, capsys):
     monkeypatch.setenv("ROADSEG_PROGRESS", "0")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert list(runtime.progress(range(3), "count")) == [0, 1, 2]
     out = capsys.readouterr()
     assert out.out == out.err == ""
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_bar_shows_on_a_terminal_and_not_in_a_log(monkeypatch, capsys, watched):
+    monkeypatch.setenv("ROADSEG_PROFILE", "cpu")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: watched, raising=False)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    bar = runtime.progress(range(3), "count")
+    assert bar.disable is not watched
+    assert list(bar) == [0, 1, 2]
 
 
 def test_describe_names_profile_and_facts(monkeypatch, capsys):

@@ -159,10 +159,10 @@ def fetch(official_test: bool = False) -> Path:
     if local := os.environ.get(wanted.variable):
         with _about(f"{wanted.variable}={local}"):
             return _from_local(Path(local).expanduser().resolve(), wanted, target)
-    if target.is_dir() and not (target / MARKER).exists():
+    if target.is_dir() and not (target / archives.MARKER).exists():
         return _in_place(target, wanted)
-    whole = partial(_is_whole, counts=wanted.counts)
-    return _published(target, whole, partial(_from_web, wanted))
+    complete = partial(_has, counts=wanted.counts)
+    return archives.publish(target, partial(_from_web, wanted), complete)
 
 
 def _from_local(path: Path, wanted: Collection, target: Path) -> Path:
@@ -174,23 +174,24 @@ def _from_local(path: Path, wanted: Collection, target: Path) -> Path:
     facts = path.stat()
     source = f"{path}, {facts.st_size} bytes, changed {facts.st_mtime_ns}"
 
-    def fill(temp: Path, new: Path) -> str:
+    def fill(new: Path) -> str:
         found = _install(path, wanted, new)
         print(f"{wanted.name}: {found.summary}; from {runtime.short(path)}")
         return source
 
-    whole = partial(_is_whole, counts=wanted.counts, source=source)
-    return _published(target, whole, fill)
+    complete = partial(_has, counts=wanted.counts)
+    return archives.publish(target, fill, complete, source)
 
 
-def _from_web(wanted: Collection, temp: Path, new: Path) -> str:
+def _from_web(wanted: Collection, new: Path) -> str:
     """Fill the folder new from the first source that is good; return its address."""
+    archive = new.with_name("archive.zip")
     reasons: list[str] = []
     for name, url in wanted.sources:
         try:
             with _about(name):
-                _download(url, temp / "archive.zip")
-                found = _install(temp / "archive.zip", wanted, new)
+                archives.download(url, archive)
+                found = _install(archive, wanted, new)
         except DatasetError as error:
             reasons.append(str(error))
             shutil.rmtree(new)
@@ -206,124 +207,21 @@ def _from_web(wanted: Collection, temp: Path, new: Path) -> str:
 def _in_place(folder: Path, wanted: Collection) -> Path:
     """Return somebody's own folder, its files counted; reading checks the rest."""
     with _about(folder):
-        _require_counts(wanted, {s: len(_names(folder, s)) for s in wanted.counts})
+        _require_counts(wanted, _counts(folder, wanted.counts))
     return folder
 
 
-def _is_whole(folder: Path, counts: dict[str, int], source: str | None = None) -> bool:
-    """Return whether we made this folder (from this source), and all is there."""
-    try:
-        made_from = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        there = {split: len(_names(folder, split)) for split in counts}
-    except (OSError, ValueError, DatasetError):
-        return False
-    return there == counts and source in (None, made_from)
+def _counts(folder: Path, splits: Iterable[str]) -> dict[str, int]:
+    return {split: len(_names(folder, split)) for split in splits}
 
 
-def _published(
-    target: Path,
-    whole: Callable[[Path], bool],
-    fill: Callable[[Path, Path], str],
-) -> Path:
-    """Return the folder target, made by fill(temporary folder, new folder) if need be.
-
-    The new folder becomes target in one rename, under a lock.
-    """
-    if whole(target):
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target):
-            if not whole(target):  # another process may have made it meanwhile
-                _replace(target, fill)
-    except OSError as error:
-        raise DatasetError(
-            f"cannot put {target.name} into {target.parent}: {error}; free the disk "
-            "or set ROADSEG_DATA to a folder that can be written"
-        ) from error
-    return target
-
-
-def _lock(target: Path) -> AbstractContextManager:
-    lock = FileLock(target.parent / f".{target.name}.lock")
-    try:
-        return lock.acquire(timeout=5)
-    except Timeout:
-        print(f"Waiting for another process, which makes {runtime.short(target)}")
-        return lock.acquire()
-
-
-def _replace(target: Path, fill: Callable[[Path, Path], str]) -> None:
-    if target.exists() and not (target / MARKER).exists():
-        raise DatasetError(
-            f"{target} is in the way and was not made by the course: rename it"
-        )
-    prefix = f".{target.name}-"
-    for stale in target.parent.glob(prefix + "*"):  # of a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    with TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
-        temp, new = Path(folder), Path(folder) / "new"
-        new.mkdir()
-        made_from = fill(temp, new)
-        (new / MARKER).write_text(json.dumps(made_from), encoding="utf-8")
-        if target.exists():
-            target.rename(temp / "old")
-        new.rename(target)
-
-
-class _Bar:
-    """A progress bar as pooch wants it; unlike tqdm's, true while total is unknown."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._bar = runtime.progress(None, "downloading")
-        self._bar.unit, self._bar.unit_scale = "B", True
-        self.close = self._bar.close
-
-    def reset(self) -> None:
-        self._bar.n = 0  # tqdm's own reset() would draw a bar and leave it there
-
-    def update(self, count: int) -> None:
-        self._bar.total = self.total or None
-        self._bar.update(count)
-
-
-def _download(url: str, path: Path) -> None:
-    """Download a file; try once more if the server is there but did not deliver."""
-    answers: list[int] = []
-    hooks = {"response": lambda answer, **_: answers.append(answer.status_code)}
-    for last in (False, True):
-        bar = _Bar()
-        get = pooch.HTTPDownloader(bar, 2**16, timeout=TIMEOUT, hooks=hooks)
-        try:
-            with path.open("wb") as file:
-                get(url, file, None)
-            return
-        except requests.RequestException as error:
-            if not answers:
-                reason = f"cannot be reached ({type(error).__name__}; no network?)"
-            elif error.response is not None:
-                reason = f"the server answered {answers[-1]}, not the archive"
-            else:
-                reason = f"the download broke off ({type(error).__name__}), twice"
-            if last or not answers or 400 <= answers[-1] < 500:
-                raise DatasetError(reason) from None
-        finally:
-            bar.close()
-        time.sleep(PAUSE)
-
-
-# ---- Unpack -----------------------------------------------------------------------
+def _has(folder: Path, counts: dict[str, int]) -> bool:
+    return _counts(folder, counts) == counts
 
 
 def _install(path: Path, wanted: Collection, new: Path) -> "Verification":
     """Copy a collection out of a zip file or folder into a new one, and verify it."""
-    with _members(path) as (names, open_member):
-        places = _places(names, wanted)
-        for place, name in runtime.progress(places.items(), "unpacking"):
-            (new / place).parent.mkdir(exist_ok=True)
-            with open_member(name) as source, (new / place).open("wb") as copied:
-                shutil.copyfileobj(source, copied)
+    archives.unpack(path, new, partial(_places, wanted=wanted))
     found = _verify(new, wanted.counts)
     _require_counts(wanted, found.counts)
     if found.sizes != (wanted.size,):
@@ -332,45 +230,6 @@ def _install(path: Path, wanted: Collection, new: Path) -> "Verification":
             f"these {', '.join(map(str, found.sizes))}"
         )
     return found
-
-
-@contextmanager
-def _members(path: Path) -> Iterator[tuple[list[str], Callable[[str], BinaryIO]]]:
-    """Yield the names of the files in a folder or zip file, and how to open one."""
-    if path.is_dir():
-        files = chain(path.glob("*/*"), path.glob("*/*/*"), path.glob("*/*/*/*"))
-        names = [file.relative_to(path).as_posix() for file in files]
-        yield names, lambda name: (path / name).open("rb")
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _refuse_dangers(archive.infolist())
-            yield archive.namelist(), archive.open
-    except DatasetError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        # RuntimeError: encrypted, or a compression that zipfile does not know.
-        with path.open("rb") as file:
-            if file.read(512).lstrip().startswith(b"<"):
-                raise DatasetError("a web page, not a zip archive") from None
-        raise DatasetError(
-            f"not a zip archive that can be read, or a damaged or cut one ({error})"
-        ) from None
-
-
-def _refuse_dangers(members: list[zipfile.ZipInfo]) -> None:
-    """Raise DatasetError if unpacking could write elsewhere, or fill the disk."""
-    for member in members:
-        name = member.filename.replace("\\", "/")
-        if ".." in name.split("/") or re.match("/|[A-Za-z]:", name):
-            raise DatasetError(f"unsafe archive: {name!r} points outside of it")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise DatasetError(f"unsafe archive: {name!r} is a symbolic link")
-    size = sum(member.file_size for member in members)
-    if size > MAX_UNPACKED:
-        raise DatasetError(
-            f"unsafe archive: it unpacks to {size} bytes, more than {MAX_UNPACKED}"
-        )
 
 
 def _own_layout(wanted: Collection) -> list[str]:
@@ -797,14 +656,14 @@ def _drawn(size: tuple[int, int], wanted: dict[str, int], seed: int = 0) -> Path
     splits = [f"{split}{count}" for split, count in wanted.items()]
     name = "-".join(map(str, ("drawn", *size, *splits, version)))
 
-    def fill(temp: Path, new: Path) -> str:
+    def fill(new: Path) -> str:
         for own_seed, (split, count) in enumerate(wanted.items(), seed):
             scenes = synthetic.draw_scenes(count, size, own_seed)
             write(new, split, runtime.progress(scenes, f"drawing {split}", count))
         return "synthetic.draw_scenes"
 
-    whole = partial(_is_whole, counts=wanted)
-    return _published(runtime.data_dir() / name, whole, fill)
+    target = runtime.data_dir() / name
+    return archives.publish(target, fill, partial(_has, counts=wanted))
 
 
 # ---- Splits -----------------------------------------------------------------------

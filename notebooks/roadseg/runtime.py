@@ -163,8 +163,10 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
     """Pass items on under a progress bar, which shows only if it takes seconds.
 
     The bar goes to standard output and is wiped at the end: a notebook keeps no
-    trace of it. ``ROADSEG_PROGRESS=0`` hides it.
+    trace of it. It is for people, so neither a pipe nor a log file gets one.
+    ``ROADSEG_PROGRESS=0`` hides it everywhere.
     """
+    watched = sys.stdout.isatty() or "ipykernel" in sys.modules
     hidden = os.environ.get("ROADSEG_PROGRESS") == "0" or profile().name == "quick"
     return tqdm(
         items,
@@ -174,7 +176,7 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
         delay=1,
         mininterval=0.5,
         file=sys.stdout,
-        disable=hidden,
+        disable=hidden or not watched,
     )
 
 
