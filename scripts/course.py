@@ -4,6 +4,7 @@
     python3 scripts/course.py run      run all notebooks and print the scores
     python3 scripts/course.py test     what the checks run: lint, tests, notebooks
     python3 scripts/course.py lab      open the notebooks in JupyterLab
+    python3 scripts/course.py book     build the course's site into build/site
 
 The first use makes an environment of its own in .venv (about 6 GB); later ones take
 it as it is. With --no-venv everything runs in the Python that runs this script.
@@ -40,13 +41,19 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "course.json"
 LOG = BUILD / "install.log"
 
-REQUIREMENTS = "requirements.txt"
-TEST_REQUIREMENTS = "tests/requirements.txt"
+REQUIREMENTS = {
+    "run": ("requirements.txt",),
+    "lab": ("requirements.txt",),
+    "test": ("requirements.txt", "tests/requirements.txt"),
+    "book": ("requirements.txt", "book/requirements.txt"),
+}
+"""The files that say what each command needs; the first one is that of all."""
 IMPORTED = {
     "run": ("torch", "nbclient"),
     "fetch": ("torch",),
     "lab": ("jupyterlab",),
-    "test": ("torch", "ruff", "pytest", "xdist", "nbval", "nbformat", "jupytext"),
+    "test": ("torch", "ruff", "pytest", "xdist", "nbval", "jupytext", "sphinx"),
+    "book": ("torch", "sphinx", "myst_nb"),
 }
 """What each command imports first: looked for where --no-venv is given."""
 
@@ -65,13 +72,13 @@ def say(text: str = "") -> None:
 
 def shown(path: Path) -> str:
     """Return a path as people should see it: from the checkout on, if it is there."""
-    return str(path.relative_to(ROOT) if ROOT in path.parents else path)
+    return path.relative_to(ROOT).as_posix() if ROOT in path.parents else str(path)
 
 
 # The environment ------------------------------------------------------------------
 
 
-def ensure_environment(files: "list[str]") -> Path:
+def ensure_environment(files: "tuple[str, ...]") -> Path:
     """Return the Python of .venv, with these requirement files installed.
 
     A file in .venv says what was installed. It is written when pip has finished, so
@@ -80,7 +87,7 @@ def ensure_environment(files: "list[str]") -> Path:
     Raises:
         Refusal: If .venv cannot be made, or was made by somebody else.
     """
-    wanted = {name: _sha256(ROOT / name) for name in files}
+    wanted = {name: _hash(ROOT / name) for name in files}
     stamp = _read_stamp()
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if stamp is None:
@@ -95,15 +102,20 @@ def ensure_environment(files: "list[str]") -> Path:
     if all(installed.get(name) == digest for name, digest in wanted.items()):
         return python
     _install(python, files)
-    if REQUIREMENTS in installed and installed[REQUIREMENTS] == wanted[REQUIREMENTS]:
+    if installed.get(files[0]) == wanted[files[0]]:  # the others are as they were
         wanted = {**installed, **wanted}
     text = json.dumps({"python": _version(python), "files": wanted}, indent=1)
     STAMP.write_text(text + "\n", encoding="utf-8")
     return python
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _hash(path: Path) -> str:
+    """Return a hash of a requirement file and of those that it names with -r."""
+    digest = hashlib.sha256(path.read_bytes())
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("-r "):
+            digest.update(_hash(path.parent / line[3:].strip()).encode())
+    return digest.hexdigest()
 
 
 def _read_stamp() -> "dict | None":
@@ -148,7 +160,7 @@ def _make_venv(python: Path) -> None:
     )
 
 
-def _install(python: Path, files: "list[str]") -> None:
+def _install(python: Path, files: "tuple[str, ...]") -> None:
     if _read_stamp():
         say("Installing what is missing in .venv.")
     else:
@@ -404,7 +416,7 @@ def test(options: argparse.Namespace) -> int:
     # Two processes with a thread each: a file of tests, or a notebook, at a time.
     pytest = python + ["pytest", "-q", "-n", "2", "--dist", "loadfile"]
     pytest += [] if sys.stdout.isatty() else ["--color=no"]
-    nbval = pytest + ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "120"]
+    nbval = pytest + ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "600"]
     nbval += ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
     parts = (
         ("lint", python + ["ruff", "check", "."]),
@@ -462,7 +474,16 @@ def lab(options: argparse.Namespace) -> int:
     return _wait(subprocess.Popen(command, cwd=str(NOTEBOOKS)))
 
 
-COMMANDS = {"run": run, "test": test, "lab": lab, "fetch": fetch}
+# book ---------------------------------------------------------------------------------
+
+
+def book(options: argparse.Namespace) -> int:
+    """Build the site, from the outputs that the notebooks store."""
+    command = [sys.executable, str(ROOT / "scripts" / "build_book.py")]
+    return _wait(subprocess.Popen(command + ["--open"] * options.open))
+
+
+COMMANDS = {"run": run, "test": test, "lab": lab, "book": book, "fetch": fetch}
 
 
 # The command line ---------------------------------------------------------------------
@@ -473,7 +494,7 @@ def parse(arguments: "list[str]") -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", metavar="{run,test,lab}")
+    commands = parser.add_subparsers(dest="command", metavar="{run,test,lab,book}")
     commands.required = True
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -489,6 +510,8 @@ def parse(arguments: "list[str]") -> argparse.Namespace:
     to_test = commands.add_parser("test", parents=[common], help="run the checks")
     to_test.add_argument("--all", action="store_true", help="the slow tests too")
     commands.add_parser("lab", parents=[common], help="open JupyterLab")
+    to_build = commands.add_parser("book", parents=[common], help="build the site")
+    to_build.add_argument("--open", action="store_true", help="and show it")
     inner = commands.add_parser("fetch", parents=[common])  # what `run` calls
     inner.add_argument("answer", type=Path)
     options = parser.parse_args(arguments)
@@ -511,8 +534,7 @@ def _continue_in(python: Path, arguments: "list[str]") -> int:
 def _require_packages(command: str) -> None:
     missing = [m for m in IMPORTED[command] if importlib.util.find_spec(m) is None]
     if missing:
-        files = "-r " + REQUIREMENTS
-        files += " -r " + TEST_REQUIREMENTS if command == "test" else ""
+        files = " ".join("-r " + name for name in REQUIREMENTS[command])
         raise Refusal(
             f"This Python ({sys.executable}) lacks {', '.join(missing)}: "
             f"pip install {files}"
@@ -525,9 +547,8 @@ def main(arguments: "list[str] | None" = None) -> int:
     options = parse(arguments)
     try:
         if not options.no_venv:
-            files = [REQUIREMENTS]
-            files += [TEST_REQUIREMENTS] if options.command == "test" else []
-            return _continue_in(ensure_environment(files), arguments)
+            python = ensure_environment(REQUIREMENTS[options.command])
+            return _continue_in(python, arguments)
         _require_packages(options.command)
         return COMMANDS[options.command](options)
     except Refusal as error:

@@ -30,7 +30,7 @@ def main() -> int:
         runtime.describe(data=train.origin, weights=weights.origin)
         recipe = training.Recipe.for_profile()
         model, facts = training.trained_model(
-            train, weights, recipe, test.subset([0, 50])
+            train, weights, recipe, test.subset([0, len(test) // 2, len(test) - 1])
         )
     except (dataset1.DatasetError, unet.WeightsError, training.TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,7 +3,15 @@
 import os
 import socket
 
+import matplotlib
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_style():
+    """The course's figure style, where a test sets it, ends with the file of tests."""
+    with matplotlib.rc_context():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -81,7 +81,14 @@ def add_notebook(root, name, *sources):
     nbformat.write(notebook, root / "notebooks" / name)
 
 
+def heed_ctrl_c():
+    """Undo what a shell does for a job in the background: to ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(root, *arguments, **options):
+    if os.name != "nt":
+        options["preexec_fn"] = heed_ctrl_c
     return subprocess.Popen(
         [sys.executable, str(root / "scripts" / "course.py"), *arguments],
         stdout=subprocess.PIPE,
@@ -92,7 +99,7 @@ def start(root, *arguments, **options):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert "Traceback" not in out + err
     return process.returncode, out, err
 
@@ -126,7 +133,7 @@ def test_python_3_6_can_read_the_script():
         ([], "the following arguments are required"),
         (["walk"], "invalid choice: 'walk'"),
         (["run", "--profile", "huge"], "invalid choice: 'huge'"),
-        (["run", "--data", "nowhere.zip"], "--data: there is no /"),
+        (["run", "--data", "nowhere.zip"], "--data: there is no "),
         (["lab", "--all"], "unrecognized arguments: --all"),
     ],
 )
@@ -145,6 +152,18 @@ def test_data_is_made_absolute(tmp_path, monkeypatch):
     assert course.parse(["run", "--data", "mine.zip"]).data == str(
         tmp_path / "mine.zip"
     )
+
+
+def test_settings_that_name_files_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROADSEG_DATASET1", "overridden.zip")
+    monkeypatch.setenv("ROADSEG_VGG16_BN", "weights.pth")
+
+    course._set_paths(argparse.Namespace(data="/mine.zip", profile="gpu"))
+
+    assert os.environ["ROADSEG_DATASET1"] == os.path.abspath("/mine.zip")
+    assert os.environ["ROADSEG_VGG16_BN"] == str(tmp_path / "weights.pth")
+    assert os.environ["ROADSEG_PROFILE"] == "gpu"
 
 
 def test_missing_packages_are_named(monkeypatch, capsys):
@@ -182,7 +201,7 @@ class Installer:
         return asked
 
 
-RUN, TEST = [course.REQUIREMENTS], [course.REQUIREMENTS, course.TEST_REQUIREMENTS]
+RUN, TEST = course.REQUIREMENTS["run"], course.REQUIREMENTS["test"]
 PIP_RUN, PIP_TEST = (" ".join(f"-r {n}" for n in names) for names in (RUN, TEST))
 
 
@@ -232,10 +251,24 @@ def test_the_checks_install_more_and_a_run_after_them_nothing(installer):
 def test_changed_requirements_are_installed(installer, tmp_path):
     course.ensure_environment(TEST)
     installer.take()
-    (tmp_path / course.REQUIREMENTS).write_text("x>=2\n")
+    (tmp_path / RUN[0]).write_text("x>=2\n")
 
     course.ensure_environment(RUN)
     assert installer.take() == [PIP_RUN]
+    course.ensure_environment(TEST)
+    assert installer.take() == [PIP_TEST]
+
+
+@posix
+def test_a_file_that_requirements_name_counts_as_part_of_them(installer, tmp_path):
+    (tmp_path / TEST[1]).write_text("-r ../more.txt\n")
+    (tmp_path / "more.txt").write_text("y>=1\n")
+    course.ensure_environment(TEST)
+    installer.take()
+    (tmp_path / "more.txt").write_text("y>=2\n")
+
+    course.ensure_environment(RUN)
+    assert installer.take() == []
     course.ensure_environment(TEST)
     assert installer.take() == [PIP_TEST]
 
@@ -316,6 +349,7 @@ def test_what_an_installation_says_goes_to_the_log(tmp_path, monkeypatch, capfd)
     assert capfd.readouterr().out == ""
 
 
+@posix
 def test_the_work_is_done_by_the_python_of_the_environment(monkeypatch):
     calls = []
     monkeypatch.setattr(course.os, "execv", lambda *args: calls.append(args))
@@ -339,7 +373,8 @@ def test_run_executes_in_order_and_prints_the_scores(checkout):
         start(checkout, "run", "--no-venv", "--data", "my data", cwd=checkout)
     )
 
-    assert (rc, err) == (0, "")
+    assert rc == 0
+    assert err == "" or os.name == "nt"  # where asyncio has a warning of its own
     assert (checkout / "notebooks" / "order").read_text() == "ab"
     executed = checkout / "build" / "quick" / "notebooks"
     done = nbformat.read(executed / "01_a.ipynb", 4)
@@ -369,7 +404,7 @@ def test_a_failing_cell_is_named_and_what_ran_is_kept(checkout):
     rc, out, err = finish(start(checkout, "run", "--no-venv"))
 
     assert rc == 1
-    assert err.splitlines() == [
+    assert err.splitlines()[-2:] == [
         "01_a.ipynb, code cell 2: ValueError: invalid literal for int() with base 10: "
         "'x'",
         "As far as it came, with the whole error: build/quick/notebooks/01_a.ipynb",
@@ -412,7 +447,7 @@ def test_data_that_cannot_be_used_stop_it_at_once(checkout):
     )
 
     assert rc == 1
-    assert err.splitlines() == [
+    assert err.splitlines()[-2:] == [
         "Cannot start: broken.zip: not a zip archive",
         "Nothing was run.",
     ]
@@ -422,7 +457,8 @@ def test_data_that_cannot_be_used_stop_it_at_once(checkout):
 def test_a_checkout_without_notebooks_is_told(checkout):
     rc, _, err = finish(start(checkout, "run", "--no-venv"))
 
-    assert (rc, err) == (1, "There are no notebooks in notebooks.\n")
+    assert rc == 1
+    assert "There are no notebooks in notebooks.\n" in err
 
 
 def test_scores_of_real_data_are_not_marked(tmp_path):
@@ -505,6 +541,23 @@ def test_all_parts_run_and_one_that_fails_is_told(failing, rc, row, monkeypatch,
     environment = parts.environments[-1]
     assert environment["ROADSEG_PROFILE"] == "quick"
     assert not {"MPLBACKEND", "ROADSEG_DATASET1"} & set(environment)
+
+
+def test_book_builds_the_site(monkeypatch):
+    commands = []
+
+    class Child:
+        def __init__(self, command):
+            commands.append([Path(x).name for x in command[1:]])
+
+        def wait(self):
+            return 3
+
+    monkeypatch.setattr(course.subprocess, "Popen", Child)
+    monkeypatch.setitem(course.IMPORTED, "book", ())
+
+    assert course.main(["book", "--open", "--no-venv"]) == 3
+    assert commands == [["build_book.py", "--open"]]
 
 
 def test_slow_tests_run_on_demand(monkeypatch):

@@ -29,7 +29,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from . import classes
+from roadseg import classes
 
 INK = "#1b2733"
 MUTED = "#66727e"

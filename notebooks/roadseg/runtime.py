@@ -57,8 +57,8 @@ PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
         Profile("quick", False, False, (96, 128), (24, 12), (32, 64), 4, 16),
-        Profile("cpu", True, True, (360, 480), (120, 40), (96, 128), 8, 80),
-        Profile("gpu", True, True, (360, 480), (120, 40), (224, 320), 16, 200),
+        Profile("cpu", True, True, (360, 480), (60, 20), (96, 128), 8, 80),
+        Profile("gpu", True, True, (360, 480), (60, 20), (224, 320), 16, 200),
     )
 }
 """The three sizes in which the course runs: for checks, for a CPU, for a GPU."""

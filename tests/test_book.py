@@ -1,0 +1,593 @@
+"""The site: how chapters are prepared, what was built, and how a browser shows it."""
+
+import contextlib
+import functools
+import http.server
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import build_book
+from build_book import Chapter
+
+ROOT = Path(__file__).resolve().parents[1]
+GITHUB = "https://github.com/OWNER/NAME/blob/main/notebooks"
+
+
+def unavailable(reason):
+    """Skip, but not where the checks count: there nothing may be left out."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason} (under CI=true this is a failure)")
+    pytest.skip(reason)
+
+
+# Preparing ----------------------------------------------------------------------
+
+
+def test_links_between_chapters_stay_on_the_site():
+    text = f"[two]({GITHUB}/02_b.ipynb#setup) [nine]({GITHUB}/09_z.ipynb)"
+    linked = build_book.link_chapters(text, {"02_b.ipynb"})
+    assert linked == f"[two](02_b.ipynb#setup) [nine]({GITHUB}/09_z.ipynb)"
+
+
+def test_the_colab_link_stays_outside():
+    text = "https://colab.research.google.com/github/O/N/blob/main/notebooks/02_b.ipynb"
+    assert build_book.link_chapters(text, {"02_b.ipynb"}) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "linked"),
+    [
+        ("A kernel, a kernel.", "A {term}`kernel <kernel>`, a kernel."),
+        ("Kernels move.", "{term}`Kernels <kernel>` move."),
+        ("**Void** is void.", "**{term}`Void <void>`** is void."),
+        ("avoid `void` $void$ [void](x)", "avoid `void` $void$ [void](x)"),
+        ("## void\n<p>void\n```\nvoid\n```", "## void\n<p>void\n```\nvoid\n```"),
+        ("a U-Net, u-net", "a {term}`U-Net <U-Net>`, u-net"),
+        (
+            "transposed\nconvolution",
+            "{term}`transposed\nconvolution <transposed convolution>`",
+        ),
+    ],
+)
+def test_first_uses_link_to_the_glossary(text, linked):
+    terms = ["transposed convolution", "kernel", "U-Net", "void"]
+    assert build_book.link_terms(text, terms) == linked
+
+
+def test_terms_come_from_the_glossary_page():
+    terms = build_book.glossary_terms((ROOT / "book/glossary.md").read_text("utf-8"))
+    assert {"void", "U-Net", "receptive field", "mIoU"} <= set(terms)
+    assert len(terms) >= 30
+    assert terms == sorted(terms, key=len, reverse=True)
+
+
+def picture(alt, kind="image/jpeg", content="/9j/AA=="):
+    return new_output("display_data", data={kind: content, "text/plain": alt})
+
+
+def chapter(name="02_b.ipynb", *cells):
+    return Chapter(Path(name), new_notebook(cells=list(cells)), "read")
+
+
+def test_a_chapter_says_its_time_in_its_own_words():
+    text = (
+        "## What you will learn\n\n- in five minutes, nothing\n\n"
+        "**Time:** about 75 minutes. Less on a GPU. **Prerequisites:** none."
+    )
+    assert chapter("02_b.ipynb", new_markdown_cell(text)).time == "About 75 minutes."
+    assert chapter("02_b.ipynb", new_markdown_cell("five minutes")).time == ""
+
+
+def test_preparing_a_chapter_leaves_the_notebook_alone():
+    badge = f"[![Open in Colab](https://x.org/a.svg)](https://colab/{'02_b.ipynb'})"
+    html = '<link rel="stylesheet" href="https://cdn.org/a.css"><b>bold</b>'
+    solution = new_code_cell("1", metadata={"tags": ["solution"]})
+    shown = new_code_cell(
+        "2", outputs=[new_output("display_data", {"text/html": html})]
+    )
+    book = chapter(
+        "02_b.ipynb", new_markdown_cell(f"# 2. B\n\n{badge}"), solution, shown
+    )
+    before = json.dumps(book.notebook)
+    prepared = build_book.prepare(book, {"02_b.ipynb"}, ["void"])
+    assert json.dumps(book.notebook) == before
+    first, second, third = prepared.cells
+    assert "(_static/open-in-colab.svg)](https://colab/02_b.ipynb)" in first.source
+    assert "<download/02_b.ipynb>" in first.source
+    assert second.metadata.tags == ["solution", "hide-cell"]
+    assert third.outputs[0].data["text/html"] == "<b>bold</b>"
+
+
+def test_the_cover_is_the_named_picture_or_the_last_chapters_first_photo(tmp_path):
+    named = f"{build_book.COVER} and a legend"
+    one = chapter("01_a.ipynb", new_code_cell("", outputs=[picture(named)]))
+    two = chapter("02_b.ipynb", new_code_cell("", outputs=[picture("A"), picture("B")]))
+    assert f":alt: {named}\n" in build_book.cover([one, two], tmp_path)
+    assert ":alt: A\n" in build_book.cover([two], tmp_path)
+    assert (tmp_path / "cover.jpeg").read_bytes() == b"\xff\xd8\xff\x00"
+    assert build_book.cover([chapter()], tmp_path) == ""
+
+
+def test_references_stand_once_in_the_order_of_their_authors():
+    cited = (
+        "## References\n\n- O. Zoe (2015). [d](https://doi.org/10.1/Z). Shown here.\n"
+    )
+    more = "## References\n\n* A. B. Abel. [x](https://doi.org/10.1/a)\n"
+    more += "* O. Zoe. Other words. [doi](https://doi.org/10.1/z)"
+    one = chapter("01_a.ipynb", new_markdown_cell(cited))
+    two = chapter("02_b.ipynb", new_markdown_cell(more))
+    first, second = build_book.references([one, two]).splitlines()
+    assert first.startswith("- A. B. Abel.")
+    assert first.endswith("*Chapter [2](02_b.ipynb).*")
+    assert "Shown here" not in second
+    assert second.endswith("*Chapters [1](01_a.ipynb), [2](02_b.ipynb).*")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("J. Howard. fastai: a layered API. 2020. [a](https://arxiv.org/abs/2002.1)",
+         "J. Howard, S. G. fastai: a layered API. Inf. 2020. [b](https://doi.org/10.1/f)",
+         True),
+        ("G. J. Brostow. Point clouds from motion. 2008.",
+         "G. J. Brostow. Object classes in video. 2008.", False),
+        ("A. Bee. Object classes. 2008.", "A. Bee. Object classes. 2009.", False),
+        ("A. Bee. Object classes. 2008.", "C. Dee. Object classes. 2008.", False),
+    ],
+)  # fmt: skip
+def test_two_entries_of_one_work_are_one(one, other, same):
+    assert build_book._same_work(one, other) is same
+    listed = build_book.references(
+        [
+            chapter(
+                "01_a.ipynb", new_markdown_cell(f"## References\n\n- {one}\n- {other}")
+            )
+        ]
+    )
+    assert len(listed.splitlines()) == (1 if same else 2)
+
+
+def test_without_npm_one_sentence_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_book, "CACHE", tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(build_book.BookError, match=r"install Node\.js"):
+        build_book.fetch(build_book.MATHJAX)
+
+
+def test_without_a_network_one_sentence_says_what_to_do(tmp_path, monkeypatch):
+    def fail(command, **options):
+        return subprocess.CompletedProcess(command, 1, "", "npm error network\n")
+
+    monkeypatch.setattr(build_book, "CACHE", tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/npm")
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(
+        build_book.BookError, match=r"could not fetch mathjax 3.*network"
+    ):
+        build_book.fetch(build_book.MATHJAX)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_chapters_is_an_error_that_names_the_folder(tmp_path):
+    with pytest.raises(build_book.BookError, match=re.escape(str(tmp_path))):
+        build_book.read_chapters(tmp_path, ROOT / "README.md")
+
+
+# What was built -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def chapters(tmp_path_factory):
+    """Copies of the chapters, so that who edits one meanwhile does not disturb."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        shutil.copy(path, folder)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory, chapters):
+    """The site, from the chapters as they are; MathJax only if it was fetched."""
+    for package in ("sphinx", "myst_nb", "sphinx_book_theme"):
+        if not importlib.util.find_spec(package):
+            unavailable(f"no {package}: pip install -r book/requirements.txt")
+    folder = tmp_path_factory.mktemp("book")
+    try:
+        mathjax = fetched(build_book.MATHJAX)
+    except FileNotFoundError:
+        mathjax = tmp_path_factory.mktemp("mathjax")
+        (mathjax / "tex-svg-full.js").write_text("// stands in", encoding="utf-8")
+    build_book.build(folder / "site", chapters[0].parent, mathjax)
+    return folder / "site"
+
+
+def fetched(package):
+    """The folder of a package from npm that was fetched before; tests fetch nothing."""
+    name, version, files = package
+    folder = build_book.CACHE / f"{name}-{version}"
+    if not all((folder / Path(file).name).exists() for file in files):
+        raise FileNotFoundError(folder)
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page links to, loads, shows and can be jumped to."""
+
+    LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src"}
+    FETCHED = {"stylesheet", "icon", "preload", "prefetch", "modulepreload"}
+
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.loads, self.pictures = set(), [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        a = dict(attributes)
+        self.ids |= {a[key] for key in ("id", "name") if a.get(key)}
+        if tag == "a" and "href" in a:
+            self.links.append(a["href"])
+        if tag in self.LOADED and a.get(self.LOADED[tag]):
+            self.loads.append(a[self.LOADED[tag]])
+        if tag == "link" and self.FETCHED & set(a.get("rel", "").split()):
+            self.loads.append(a["href"])
+        if tag == "img":
+            self.pictures.append((a.get("src", ""), a.get("alt")))
+
+
+def pages(folder):
+    found = {p.relative_to(folder).as_posix(): Page(p) for p in folder.rglob("*.html")}
+    return {name: p for name, p in found.items() if not name.startswith("_static/")}
+
+
+def faults(folder):
+    """All that is wrong with a built site's links, files and pictures."""
+    found, all_pages = [], pages(folder)
+    for name, page in all_pages.items():
+        for link in page.links:
+            if fault := _link_fault(folder, all_pages, name, link):
+                found.append(f"{name}: {link}: {fault}")
+        for load in page.loads:
+            if load.startswith("data:"):
+                continue
+            if urlsplit(load).netloc or urlsplit(load).scheme:
+                found.append(f"{name}: loads {load} from elsewhere")
+            elif not _target(folder, name, load).is_file():
+                found.append(f"{name}: there is no {load}")
+        for source, alt in page.pictures:
+            if not (alt or "").strip() or alt == source:
+                found.append(f"{name}: {source} has no text alternative")
+    for style in folder.rglob("*.css"):
+        text = style.read_text(encoding="utf-8")
+        if match := re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)]*", text):
+            found.append(f"{style.name}: loads {match[0]} from elsewhere")
+    return found
+
+
+def _target(folder, name, address):
+    path = unquote(urlsplit(address).path)
+    return (folder / name).parent.joinpath(path) if path else folder / name
+
+
+def _link_fault(folder, all_pages, name, link):
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc:
+        return _external_fault(parts, link)
+    target = _target(folder, name, link).resolve()
+    if not target.is_file():
+        return "leads nowhere"
+    anchor = unquote(parts.fragment)
+    page = all_pages.get(target.relative_to(folder.resolve()).as_posix())
+    if anchor and (page is None or anchor not in page.ids):
+        return "there is no such anchor"
+    return ""
+
+
+def _external_fault(parts, link):
+    if parts.scheme != "https":
+        return "is not https"
+    if not re.fullmatch(r"(?:[a-z0-9-]+\.)+[a-z]{2,}", parts.netloc):
+        return "names no host"
+    if re.search(r"[\s<>\"{}|\\^`]", link):
+        return "holds a character that an address cannot"
+    path = parts.path.strip("/")
+    forms = {
+        "doi.org": r"10\.\d{4,9}/\S+",
+        "arxiv.org": r"(?:abs|pdf)/\d{4}\.\d{4,5}(?:v\d+)?",
+        "github.com": r"[\w.-]+/[\w.-]+(?:/.+)?",
+    }
+    if not re.fullmatch(forms.get(parts.netloc, r".*"), path):
+        return f"is no address of {parts.netloc}"
+    return ""
+
+
+def test_every_link_leads_somewhere_and_nothing_is_loaded_from_elsewhere(site):
+    assert faults(site) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('<a href="b.html">', "leads nowhere"),
+        ('<a href="#b">', "no such anchor"),
+        ('<a href="https://doi.org/11.1/x">', "no address of doi.org"),
+        ('<a href="https://arxiv.org/abs/cs">', "no address of arxiv.org"),
+        ('<a href="http://example.org/">', "not https"),
+        ('<a href="https://example/">', "names no host"),
+        ('<script src="https://cdn.org/x.js"></script>', "from elsewhere"),
+        ('<link rel="stylesheet" href="//cdn.org/x.css">', "from elsewhere"),
+        ('<img alt="a" src="a.png">', "there is no a.png"),
+        ('<img src="data:image/png;base64,AA">', "no text alternative"),
+    ],
+)
+def test_the_check_of_links_sees(line, fault, tmp_path):
+    (tmp_path / "a.html").write_text(f'<p id="a">{line}<a href="#a">', "utf-8")
+    (found,) = faults(tmp_path)
+    assert fault in found
+
+
+def test_the_check_of_styles_sees_fonts_from_elsewhere(tmp_path):
+    text = "@font-face { src: url('https://fonts.org/a.woff2') }"
+    (tmp_path / "a.css").write_text(text, "utf-8")
+    assert len(faults(tmp_path)) == 1
+
+
+def test_each_chapter_can_be_opened_downloaded_and_left(site, chapters):
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+        "urls"
+    ]
+    where = urls["Repository"].removeprefix("https://github.com/")
+    for path in chapters:
+        page = Page(site / path.with_suffix(".html").name)
+        colab = "https://colab.research.google.com/github/"
+        assert f"{colab}{where}/blob/main/notebooks/{path.name}" in page.links
+        (copy,) = {
+            x for x in page.links if x.endswith(f"/{path.name}") and ":" not in x
+        }
+        assert (site / copy).read_bytes() == path.read_bytes()
+        text = (site / path.with_suffix(".html").name).read_text("utf-8")
+        assert "left-prev" in text
+        assert "right-next" in text
+
+
+def test_figures_carry_the_text_alternatives_of_the_notebooks(site, chapters):
+    for path in chapters:
+        book = Chapter(path, nbformat.read(path, as_version=4))
+        stored = [alt for alt, _, _ in book.pictures()]
+        page = Page(site / path.with_suffix(".html").name)
+        # a film's picture has no source before its script runs
+        shown = [alt for x, alt in page.pictures if x and not x.endswith(".svg")]
+        assert shown == stored
+
+
+def test_solutions_are_folded(site, chapters):
+    for path in chapters:
+        cells = nbformat.read(path, as_version=4).cells
+        count = sum("solution" in c.metadata.get("tags", []) for c in cells)
+        text = (site / path.with_suffix(".html").name).read_text("utf-8")
+        assert text.count("Show the code of the solution") == count
+
+
+def test_the_start_page_shows_all_chapters(site, chapters):
+    text = (site / "index.html").read_text("utf-8")
+    for path in chapters:
+        assert f'href="{path.with_suffix(".html").name}"' in text
+
+
+def test_the_package_is_described(site):
+    modules = {p.stem for p in build_book.PACKAGE.glob("*.py")} - {"__init__"}
+    assert {p.stem for p in (site / "api").iterdir()} == modules
+    text = (site / "api" / "unet.html").read_text("utf-8")
+    assert 'id="roadseg.unet.UNet"' in text
+    assert "Returns" in text
+    assert "``" not in text
+    constant = text.partition('id="roadseg.unet.STRIDE"')[2].partition("</dl>")[0]
+    assert "Type" not in constant  # words before a colon are no type
+
+
+def test_no_command_builds_into_a_folder_that_git_keeps():
+    assert build_book.BUILD == ROOT / "build"
+    assert "/build/" in (ROOT / ".gitignore").read_text("utf-8").splitlines()
+
+
+# In a browser -------------------------------------------------------------------
+
+CHROMIUM = ("google-chrome", "chromium", "chromium-browser")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+)
+WIDTHS = (1280, 390)
+
+
+@pytest.fixture(scope="session")
+def address(site):
+    """The site, served to this machine alone."""
+    handler = functools.partial(
+        type(
+            "Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": _nothing}
+        ),
+        directory=str(site),
+    )
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _nothing(*_):
+    pass
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Chromium without a window and without a network."""
+    webdriver = pytest.importorskip("selenium.webdriver") if not _ci() else None
+    if webdriver is None:
+        from selenium import webdriver
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    driver = shutil.which("chromedriver")
+    if not (found and driver):
+        unavailable("no Chromium with its driver: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = found
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    options.set_capability(
+        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+    )
+    service = webdriver.ChromeService(executable_path=driver)
+    chromium = webdriver.Chrome(options=options, service=service)
+    chromium.set_page_load_timeout(120)
+    chromium.set_script_timeout(120)
+    yield chromium
+    chromium.quit()
+
+
+def _ci():
+    return os.environ.get("CI") == "true"
+
+
+def show(browser, url, width):
+    """Open a page at a width, wait for its formulas, return what went wrong."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1}
+    metrics["mobile"] = width < 500
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    browser.get(url)
+    browser.execute_async_script(
+        "const done = arguments[0];"
+        "const ready = window.MathJax?.startup?.promise ?? Promise.resolve();"
+        "ready.then(() => setTimeout(() => done(true), 50), () => done(false));"
+    )
+    wrong = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.loadingFailed":
+            wrong.append(f"failed request: {message['params']}")
+    return wrong
+
+
+LOOK = """
+const wide = document.documentElement.scrollWidth - window.innerWidth;
+const silent = [...document.images].filter(i => !i.alt.trim() || !i.naturalWidth);
+const math = [...document.querySelectorAll('.math')];
+const plain = math.filter(m => !m.querySelector('mjx-container svg'));
+const broken = [...document.querySelectorAll('mjx-container [data-mml-node="merror"]')];
+return {wide: wide > 1 ? wide : 0, silent: silent.map(i => i.src),
+        plain: plain.map(m => m.textContent.slice(0, 80)), broken: broken.length};
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_page_is_whole_in_a_browser(site, address, browser, width):
+    if not _has(build_book.MATHJAX):
+        unavailable("MathJax is not fetched: python scripts/build_book.py --fetch")
+    found = {}
+    for name in sorted(pages(site)):
+        wrong = show(browser, f"{address}/{name}", width)
+        looks = browser.execute_script(LOOK)
+        problems = wrong + [f"{k}: {v}" for k, v in looks.items() if v]
+        if problems:
+            found[name] = problems
+    assert found == {}
+
+
+def _has(package):
+    with contextlib.suppress(FileNotFoundError):
+        return fetched(package)
+    return None
+
+
+@pytest.mark.slow
+def test_the_look_at_pages_sees_what_is_wrong(site, address, browser):
+    bad = site / "_static" / "bad.html"  # not among the pages
+    bad.write_text(
+        '<!doctype html><link rel="icon" href="favicon.svg"><p style="width:2000px">'
+        '<img src="favicon.svg"><span class="math">\\(x\\)</span>'
+        '<script src="https://cdn.example.org/x.js"></script>'
+        '<script>console.error("wrong")</script>',
+        encoding="utf-8",
+    )
+    wrong = show(browser, f"{address}/_static/bad.html", 1280)
+    assert any('"wrong"' in message for message in wrong)
+    assert any("failed request" in message for message in wrong)
+    looks = browser.execute_script(LOOK)
+    assert looks["wide"] > 700
+    assert len(looks["silent"]) == 1
+    assert len(looks["plain"]) == 1
+
+
+@pytest.mark.slow
+def test_search_finds_a_word_of_a_chapter(address, browser):
+    assert show(browser, f"{address}/search.html?q=receptive", 1280) == []
+    links = browser.execute_async_script(
+        "const done = arguments[0]; let tries = 0;"
+        "const look = () => { const links = [...document.querySelectorAll("
+        "'#search-results li a')].map(a => a.href);"
+        "if (links.length || ++tries > 100) done(links);"
+        "else setTimeout(look, 100); }; look();"
+    )
+    assert any("02_vgg16_bn_unet.html" in link for link in links)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(site, address, browser, theme):
+    folder = _has(build_book.AXE)
+    if folder is None:
+        unavailable("axe-core is not fetched: python scripts/build_book.py --fetch")
+    axe = (folder / "axe.min.js").read_text(encoding="utf-8")
+    prefers = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", prefers)
+    found = {}
+    names = sorted(pages(site))
+    if theme == "dark":  # the same pages in other colours: one of each kind
+        names = [
+            "index.html",
+            "02_vgg16_bn_unet.html",
+            "glossary.html",
+            "api/unet.html",
+        ]
+    for name in names:
+        show(browser, f"{address}/{name}", 1280)
+        shown = browser.execute_script("return document.documentElement.dataset.theme")
+        assert shown == theme
+        browser.execute_script(axe)
+        violations = browser.execute_async_script(
+            "const done = arguments[0];"
+            "axe.run(document, {resultTypes: ['violations']}).then("
+            "r => done(r.violations), e => done([{id: String(e), impact: 'critical',"
+            " nodes: []}]));"
+        )
+        serious = {
+            v["id"]: [node["html"][:150] for node in v["nodes"][:3]]
+            for v in violations
+            if v["impact"] in ("serious", "critical")
+        }
+        if serious:
+            found[name] = serious
+    assert found == {}
