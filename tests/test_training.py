@@ -112,8 +112,10 @@ def test_every_profile_has_a_recipe():
 # --- loss and augmentation ----------------------------------------------------
 
 
-def test_void_is_out_of_the_loss_and_its_gradient():
-    loss = training.make_loss(RECIPE, [torch.arange(12)[None]])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_void_is_out_of_the_loss_and_its_gradient(weighted):
+    recipe = Recipe("test", RECIPE.stages, None, class_weights=weighted)
+    loss = training.make_loss(recipe, [torch.arange(12)[None]])
     logits = torch.randn(1, 12, 2, 2, requires_grad=True)
     masks = torch.tensor([[[3, VOID], [8, VOID]]])
     whole = loss(logits, masks)
