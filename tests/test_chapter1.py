@@ -121,22 +121,55 @@ def pytorch(job):
     return F.conv_transpose2d(x, w, None, *rest)[0, 0]
 
 
-def test_the_explorer_agrees_with_pytorch():
-    node = shutil.which("node")
-    if node is None:
-        if os.environ.get("CI"):
-            pytest.fail("node is missing: install Debian's package nodejs")
-        pytest.skip("node is missing, so the explorer's arithmetic cannot run")
-    jobs = list(settings(400))
+def answers(jobs, tmp_path):
+    """What the explorer's script answers, run by node, else by a browser."""
+    if node := shutil.which("node"):
+        return json.loads(
+            subprocess.run(
+                [node, "-e", script() + ASK],
+                input=json.dumps(jobs),
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+    if browser := shutil.which("chromium") or shutil.which("google-chrome"):
+        return ask_browser(browser, jobs, tmp_path)
+    missing = "neither node nor Chromium is here to run the explorer's script"
+    if os.environ.get("CI"):
+        pytest.fail(f"{missing}: install Debian's package nodejs")
+    return pytest.skip(missing)
+
+
+def ask_browser(browser, jobs, tmp_path):
+    # Under a parameter named `document` the script finds no page to draw on.
+    asked = ASK.replace('require("fs").readFileSync(0, "utf8")', "stdin")
+    asked = asked.replace("console.log(", "page.body.textContent = (")
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<!doctype html><meta charset='utf-8'><body><script>"
+        f"const stdin = {json.dumps(json.dumps(jobs))};"
+        f"((page, document) => {{ {script()} {asked} }})(document);</script>",
+        encoding="utf-8",
+    )
+    options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-sync "
+    options += "--disable-background-networking --disable-component-update --dump-dom"
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
     done = subprocess.run(
-        [node, "-e", script() + ASK],
-        input=json.dumps(jobs),
+        [browser, *options.split(), profile, page.as_uri()],
         capture_output=True,
         text=True,
         check=True,
+        timeout=120,
     )
+    body = done.stdout
+    return json.loads(body[body.index("<body>") + 6 : body.index("</body>")])
+
+
+def test_the_explorer_agrees_with_pytorch(tmp_path):
+    jobs = list(settings(400))
     valid = 0
-    for job, answer in zip(jobs, json.loads(done.stdout), strict=True):
+    for job, answer in zip(jobs, answers(jobs, tmp_path), strict=True):
         if "problem" in answer:
             with pytest.raises(RuntimeError):
                 pytorch(job)
@@ -147,3 +180,21 @@ def test_the_explorer_agrees_with_pytorch():
         for view in ("slide", "stamp"):
             assert torch.equal(torch.tensor(answer[view]["output"]).double(), expected)
     assert valid >= 200
+
+
+def test_a_slip_in_the_explorer_is_caught(tmp_path, monkeypatch):
+    page = explorer.page()
+    for right, wrong in (
+        ("kernel[k - 1 - a][k - 1 - b]", "kernel[a][b]"),
+        ("(s.kernel - 1) - s.padding;", "(s.kernel - 1) + s.padding;"),
+        ("(i - padding) / s.stride", "(i - padding) / 1"),
+        ("i * s.stride + a * s.dilation", "i * s.stride + a"),
+        ("Math.max(s.stride, s.dilation)", "s.stride"),
+    ):
+        assert page.count(right) == 1, right
+        slipped = page.replace(right, wrong)
+        monkeypatch.setattr(explorer, "page", lambda slipped=slipped: slipped)
+        with pytest.raises(
+            (AssertionError, subprocess.CalledProcessError, pytest.fail.Exception)
+        ):
+            test_the_explorer_agrees_with_pytorch(tmp_path)
