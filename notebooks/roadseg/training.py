@@ -141,8 +141,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe("cpu", (Stage(6, 96, 128), Stage(5, 160, 224)), (256, 352)),
         Recipe(
             "cpu-long",
-            (Stage(8, 96, 128), Stage(12, 160, 224), Stage(6, 256, 352)),
+            (Stage(6, 96, 128), Stage(12, 160, 224), Stage(7, 256, 352)),
             (352, 480),
+            lr_encoder=5e-4,
+            lr_decoder=2e-3,
         ),
         Recipe("gpu", (Stage(20, 192, 256), Stage(20, 352, 480)), None),
     )
