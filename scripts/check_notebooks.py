@@ -23,6 +23,7 @@ import nbformat
 from nbformat import NotebookNode
 
 import notebooks
+import prose_numbers
 from notebooks import code_cells, tags
 
 # The limits, all in one place. -------------------------------------------------
@@ -311,6 +312,13 @@ def check_prose(book: Book) -> Iterator[Fault]:
         yield Fault(None, what, todo)
 
 
+def check_numbers(book: Book) -> Iterator[Fault]:
+    """Yield numbers of the text that no output or code beside them shows."""
+    for i, number, around in prose_numbers.strays(book.nb, book.chapter):
+        what = f"says {number}, and nothing in its section does: {_quote(around)}"
+        yield Fault(i, what, "correct it, or source it in scripts/known_numbers.toml")
+
+
 def check_markdown(book: Book) -> Iterator[Fault]:
     """Markdown that Colab and GitHub understand, links that work there."""
     for i, text in book.text:
@@ -395,6 +403,7 @@ CHECKS = (
     check_badge,
     check_setup,
     check_prose,
+    check_numbers,
     check_markdown,
     check_cells,
     check_compared,

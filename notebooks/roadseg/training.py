@@ -84,8 +84,8 @@ class Recipe:
     stages: tuple[Stage, ...]
     feed: tuple[int, int] | None
     batch_size: int = 8
-    lr_encoder: float = 3e-4
-    lr_decoder: float = 1e-3
+    lr_encoder: float = 5e-4
+    lr_decoder: float = 2e-3
     weight_decay: float = 1e-2
     warmup: float = 0.25
     crop: float = 0.4
@@ -137,14 +137,13 @@ RECIPES: dict[str, Recipe] = {
             (64, 96),
             batch_size=2,
             lr_encoder=1e-3,  # nothing in it is pretrained
+            lr_decoder=1e-3,
         ),
         Recipe("cpu", (Stage(6, 96, 128), Stage(5, 160, 224)), (256, 352)),
         Recipe(
             "cpu-long",
             (Stage(6, 96, 128), Stage(12, 160, 224), Stage(7, 256, 352)),
             (352, 480),
-            lr_encoder=5e-4,
-            lr_decoder=2e-3,
         ),
         Recipe("gpu", (Stage(20, 192, 256), Stage(20, 352, 480)), None),
     )
