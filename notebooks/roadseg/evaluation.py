@@ -252,6 +252,27 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray((values / most * 255).clip(0, 255).round().astype(np.uint8))
 
 
+def feed_size(
+    picture: tuple[int, int], feed: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Return the size to feed a network with, for a picture of any proportions.
+
+    A network sees things best as large as it has learnt them. So a picture is
+    scaled to the area that the network was fed with, upright and panoramic ones in
+    their own proportions; where these are within a tenth, to that very size.
+
+    Args:
+        picture: Height and width of the picture, in pixels.
+        feed: What the recipe feeds; None for dataset1's own 360 x 480.
+    """
+    height, width = feed or (360, 480)
+    wanted, own = width / height, picture[1] / picture[0]
+    if 0.9 < own / wanted < 1.1:
+        return height, width
+    area = height * width
+    return max(1, round((area / own) ** 0.5)), max(1, round((area * own) ** 0.5))
+
+
 def predict_scenes(
     model: nn.Module,
     scenes: Scenes,

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -33,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from roadseg import runtime, unet
-from roadseg.classes import NUM_SCORED, VOID
+from roadseg.classes import NUM_CLASSES, NUM_SCORED, VOID
 from roadseg.dataset1 import RoadScenes
 from roadseg.evaluation import pixel_counts, predict_scenes
 
@@ -747,6 +748,9 @@ def in_words(seconds: float) -> str:
 
 # --- the course's own model ---------------------------------------------------
 
+MODEL = "unet.safetensors"
+"""The file that a finished network is kept in, beside its checkpoints."""
+
 
 def trained_model(
     train: RoadScenes,
@@ -790,7 +794,7 @@ def _found_or_trained(
     watched: RoadScenes | None,
     folder: Path,
 ) -> tuple[unet.UNet, dict]:
-    path = folder / "unet.safetensors"
+    path = folder / MODEL
     kind = {"data": train.origin, "encoder": weights.origin, "recipe": str(recipe)}
     if path.exists():
         model, facts = unet.load(path)
@@ -842,3 +846,37 @@ def watched_masks(recipe: Recipe | None = None) -> dict[str, dict[int, Tensor]]:
         mask = torch.from_numpy(np.array(Image.open(path)))
         masks.setdefault(name, {})[int(epoch)] = mask
     return masks
+
+
+def saved_model(
+    path: str | os.PathLike | None = None,
+) -> tuple[unet.UNet, dict, tuple[int, int] | None]:
+    """Read a trained network from its file.
+
+    Args:
+        path: What `unet.save` wrote; without it, what `trained_model` left under
+            this profile and recipe.
+
+    Returns:
+        The network, in evaluation mode on this run's device; the facts beside it;
+        and the height and width in pixels that its recipe feeds it with, None for
+        the pictures' own or where no recipe is noted.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, or of other classes.
+    """
+    path = Path(path or runtime.output_dir() / Recipe.for_profile().name / MODEL)
+    if not path.is_file():
+        raise unet.WeightsError(
+            f"there is no trained network {runtime.short(path)}: train one with "
+            "scripts/train.py, or name the file of another"
+        )
+    model, facts = unet.load(path)
+    if model.head.out_channels != NUM_CLASSES:
+        raise unet.WeightsError(
+            f"{path.name} tells {model.head.out_channels} classes apart, the course "
+            f"{NUM_CLASSES}: take a network that scripts/train.py trained"
+        )
+    fed = re.search(r"feed=\((\d+), (\d+)\)", str(facts.get("recipe")))
+    feed = (int(fed[1]), int(fed[2])) if fed else None
+    return model.to(runtime.device()), facts, feed
