@@ -2,21 +2,35 @@
 
 Results go to build/<profile>/<recipe>/: checkpoints, and unet.safetensors with the
 finished network. An interrupted training goes on where it stopped.
+
+Several processes share each batch, on GPUs or, to try it out, on a CPU:
+
+    accelerate launch --multi_gpu --num_processes 4 scripts/train.py
+    torchrun --nproc_per_node 2 scripts/train.py
 """
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 
+from accelerate import PartialState
+
 from roadseg import dataset1, evaluation, runtime, training, unet
 
 
 def main() -> int:
     """Read the arguments, train, print the scores; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    description, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--profile", choices=runtime.PROFILES, help="how much to do")
     parser.add_argument("--recipe", choices=training.RECIPES, help="how to train")
     arguments = parser.parse_args()
@@ -24,9 +38,32 @@ def main() -> int:
         os.environ["ROADSEG_PROFILE"] = arguments.profile
     if arguments.recipe:
         os.environ["ROADSEG_RECIPE"] = arguments.recipe
+    together = training.processes()
+    if alone(together):
+        print(
+            "error: accelerate starts one process on a CPU, however many it is asked "
+            "for (it leaves that to MPI): use torchrun --nproc_per_node N "
+            "scripts/train.py",
+            file=sys.stderr,
+        )
+        return 1
+    quiet = io.StringIO() if together.process_index else sys.stdout
+    with contextlib.redirect_stdout(quiet):  # one of the processes prints
+        return run(together)
+
+
+def alone(together: PartialState) -> bool:
+    """Return whether `accelerate launch --cpu --num_processes N` started just one."""
+    asked = "MASTER_ADDR" in os.environ and "ACCELERATE_USE_CPU" in os.environ
+    return asked and together.num_processes == 1
+
+
+def run(together: PartialState) -> int:
+    """Train, print the scores; return the exit status."""
     try:
-        train, test = dataset1.load()
-        weights = unet.find_encoder_weights()
+        with together.main_process_first():  # one of them downloads
+            train, test = dataset1.load()
+            weights = unet.find_encoder_weights()
         runtime.describe(data=train.origin, weights=weights.origin)
         recipe = training.Recipe.for_profile()
         model, facts = training.trained_model(
@@ -38,6 +75,8 @@ def main() -> int:
     except training.TrainingInterrupted as stop:
         print(stop, file=sys.stderr)
         return 130
+    if not together.is_main_process:
+        return 0
     scores = evaluation.evaluate(model, test, recipe.feed)
     took = training.in_words(facts["seconds"])
     print(f"{scores}   after {took} of training on {facts['machine']}")

@@ -88,6 +88,9 @@ def profile(name: str | None = None) -> Profile:
 def device() -> torch.device:
     """Return the device that networks run on: CUDA when there is one, else the CPU.
 
+    Of processes that a launcher started together each has a GPU of its own, whose
+    number is in ``LOCAL_RANK``.
+
     The environment variable ``ROADSEG_DEVICE`` overrides it (``mps`` included,
     which is not chosen by itself because the course is not tested on it).
 
@@ -96,7 +99,10 @@ def device() -> torch.device:
     """
     wanted = os.environ.get("ROADSEG_DEVICE")
     if not wanted:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        own = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda", int(own)) if own else torch.device("cuda")
     try:
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError) as error:

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -26,10 +27,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 from PIL import Image
+from safetensors.torch import load_model
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -286,8 +290,8 @@ def fit(
     Void pixels are left out of the loss. Losses stay on the device until the end
     of an epoch. With a folder, each epoch ends with a checkpoint, written whole
     or not at all, and an interrupted training goes on from the newest good one,
-    on a CPU to the same bits. Under ``accelerate launch`` the processes share
-    the work.
+    on a CPU to the same bits. Processes that a launcher started together share
+    each batch; they need one folder, and one of them writes to it.
 
     Args:
         model: The network; it is trained in place.
@@ -304,15 +308,17 @@ def fit(
 
     Raises:
         ValueError: If there are no scenes.
-        TrainingError: If the loss is not finite, memory runs out, or the folder
-            holds a training of another recipe or other data.
+        TrainingError: If the loss is not finite, memory runs out, the folder
+            holds a training of another recipe or other data, the processes cannot
+            share a batch equally, or another of them has ended.
         TrainingInterrupted: After Ctrl-C.
     """
     if len(scenes) == 0:
         raise ValueError("there are no scenes to train on")
     checkpoints = Checkpoints(folder, recipe, scenes, model.origin) if folder else None
     if checkpoints and not resume:
-        checkpoints.clear()
+        with processes().main_process_first():
+            checkpoints.clear()
     trainer = _Trainer(model, scenes, recipe, checkpoints, on_epoch)
     try:
         trainer.run()
@@ -320,6 +326,12 @@ def fit(
         raise TrainingError(
             f"the device's memory does not hold batches of {recipe.batch_size}: "
             f"try batch_size={max(1, recipe.batch_size // 2)} in the recipe"
+        ) from None
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise TrainingError(
+            f"another process of this training has ended: {trainer.where_it_stands()}"
         ) from None
     except KeyboardInterrupt:
         raise TrainingInterrupted(trainer.where_it_stands()) from None
@@ -336,9 +348,13 @@ class _Trainer:
         self.on_epoch = on_epoch
         self.history: list[dict] = []
         self.seconds = 0.0
-        saved = checkpoints.position() if checkpoints else None
+        together = processes()
+        self.many, self.main = together.num_processes > 1, together.is_main_process
+        with _silent(not self.main):
+            saved = checkpoints.position() if checkpoints else None
         # a resumed training keeps its number format, or its bits would change
         self.precision = saved["precision"] if saved else _precision(recipe)
+        self.precision = broadcast_object_list([self.precision])[0]
         self.accelerator = _accelerator(self.precision, recipe.seed)
         self.plain = model
         self._prepare(model)
@@ -347,11 +363,12 @@ class _Trainer:
 
     def _prepare(self, model: unet.UNet) -> None:
         recipe, accelerator = self.recipe, self.accelerator
-        share = recipe.batch_size // accelerator.num_processes
-        if share < 1:
-            raise ValueError(
-                f"a batch of {recipe.batch_size} cannot be shared by "
-                f"{accelerator.num_processes} processes: raise batch_size"
+        share, rest = divmod(recipe.batch_size, accelerator.num_processes)
+        if rest:
+            raise TrainingError(
+                f"a batch of {recipe.batch_size} cannot be shared equally by "
+                f"{accelerator.num_processes} processes: start a number of them that "
+                "divides it, or choose another batch_size"
             )
         loaders = [
             DataLoader(
@@ -365,7 +382,11 @@ class _Trainer:
             )
             for stage in recipe.stages
         ]
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if _many() else model
+        if self.many and accelerator.device.type == "cuda":
+            # A GPU's part of a batch is too few pictures to take mean and spread
+            # from. torch has this for CUDA alone: processes on a CPU, which are for
+            # trying things out, normalise over their own parts.
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model.to(memory_format=torch.channels_last)
         optimiser = make_optimiser(model, recipe)
         loaders = [accelerator.prepare_data_loader(x) for x in loaders]
@@ -384,12 +405,19 @@ class _Trainer:
             model, optimiser, schedule
         )
         self.loss = make_loss(recipe, self.scenes.masks).to(accelerator.device)
+        if self.many:  # checkpoints name the weights as those of one process do
+            accelerator.register_save_state_pre_hook(_without_prefix)
+            accelerator.register_load_state_pre_hook(self._load_plain)
+
+    def _load_plain(self, models: list[nn.Module], folder: str) -> None:
+        load_model(self.plain, Path(folder) / "model.safetensors")
+        models.clear()  # what is left is loaded by accelerate
 
     def run(self) -> None:
         done = len(self.history)
         report = new_report(self.recipe.epochs)
         report.start = time.time() - self.seconds
-        for row in self.history:
+        for row in self.history if self.main else ():
             record(report, row)
         plan = [
             (stage, loader)
@@ -399,7 +427,7 @@ class _Trainer:
         for epoch, (stage, loader) in enumerate(plan[done:], done + 1):
             row = self._epoch(epoch, stage, loader)
             self.history.append(row)
-            if self.accelerator.is_main_process:
+            if self.main:
                 record(report, row)
             if self.checkpoints:
                 self.checkpoints.save(
@@ -414,13 +442,16 @@ class _Trainer:
         loader.set_epoch(epoch)
         self.model.train()
         what = f"epoch {epoch} of {self.recipe.epochs}, {stage.height} x {stage.width}"
+        batches = runtime.progress(loader, what, len(loader)) if self.main else loader
         results = [
-            (self._step(images, masks), numbers)
-            for images, masks, numbers in runtime.progress(loader, what, len(loader))
+            (self._step(images, masks), numbers) for images, masks, numbers in batches
         ]
         # one look at the device for the whole epoch; looking at every step would
         # make the device wait for Python
-        losses, right, labelled = torch.stack([r for r, _ in results]).cpu().unbind(1)
+        table = torch.stack([r for r, _ in results])
+        if self.many:  # of whole batches, so that all processes see the same
+            table = self.accelerator.reduce(table, "mean")
+        losses, right, labelled = table.cpu().unbind(1)
         self._check(losses, [n for _, n in results], epoch)
         seconds = time.perf_counter() - start
         self.seconds += seconds
@@ -432,7 +463,7 @@ class _Trainer:
             "train_acc": (right.sum() / labelled.sum()).item(),
             "seconds": seconds,
         }
-        if self.on_epoch and self.accelerator.is_main_process:
+        if self.on_epoch and self.main:
             row |= self.on_epoch(epoch, self.plain) or {}
         return row
 
@@ -442,6 +473,8 @@ class _Trainer:
         masks = masks.long()
         logits = self.model(x)  # (N, 12, H, W)
         loss = self.loss(logits, masks)
+        if self.many:
+            loss = loss * self._weight(masks)
         self.accelerator.backward(loss)
         self.optimiser.step()
         self.schedule.step()
@@ -449,12 +482,23 @@ class _Trainer:
         right, labelled = count_right(logits.detach(), masks)
         return torch.stack([loss.detach().double(), right.double(), labelled.double()])
 
+    def _weight(self, masks: Tensor) -> Tensor:
+        """Return how much this process's part of a batch counts; 1 on average.
+
+        Cross-entropy is divided by the weights of the pixels that it is of. Parts
+        have different ones; that of the whole batch has to divide them all.
+        """
+        weights = self.loss.weight
+        own = (masks != VOID).sum() if weights is None else weights[masks].sum()
+        return own / self.accelerator.reduce(own.float(), "mean")
+
     def _check(self, losses: Tensor, numbers: list[Tensor], epoch: int) -> None:
         bad = (~losses.isfinite()).nonzero().flatten()
         if len(bad) == 0:
             return
         step = int(bad[0])
-        names = ", ".join(self.scenes.names[int(i)] for i in numbers[step])
+        batch = self.accelerator.gather(numbers[step])
+        names = ", ".join(self.scenes.names[int(i)] for i in batch)
         raise TrainingError(
             f"the loss of step {step + 1} in epoch {epoch} is {losses[step].item()}; "
             f"its pictures: {names}. Look at them and their masks; if they are "
@@ -523,8 +567,24 @@ def _accelerator(precision: str, seed: int) -> Accelerator:
     )
 
 
-def _many() -> bool:
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and torch.cuda.is_available()
+def processes() -> PartialState:
+    """Return the processes that train together: one, unless a launcher made more."""
+    return PartialState(cpu=runtime.device().type == "cpu")
+
+
+def _silent(yes: bool) -> contextlib.AbstractContextManager:
+    """Return a context that prints nothing if so wanted."""
+    return contextlib.redirect_stdout(io.StringIO() if yes else sys.stdout)
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Return whether an error is that another process does not answer any more."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _without_prefix(models: list[nn.Module], weights: list[dict], folder: str) -> None:
+    for state in weights:
+        consume_prefix_in_state_dict_if_present(state, "module.")
 
 
 def _workers() -> int:
@@ -703,10 +763,11 @@ def estimate_seconds(model: unet.UNet, recipe: Recipe, pictures: int) -> float:
     """
     trial = copy.deepcopy(model).to(runtime.device(), memory_format=torch.channels_last)
     optimiser = make_optimiser(trial, recipe)
+    share = max(1, recipe.batch_size // processes().num_processes)
     total = 0.0
     for stage in recipe.stages:
         with torch.random.fork_rng():  # dropout, if there is any
-            step = min(_timed_steps(trial, optimiser, recipe, stage, 2))
+            step = min(_timed_steps(trial, optimiser, share, stage, 2))
         steps = stage.epochs * max(1, pictures // recipe.batch_size)
         total += step * steps
     return total
@@ -715,12 +776,12 @@ def estimate_seconds(model: unet.UNet, recipe: Recipe, pictures: int) -> float:
 def _timed_steps(
     model: unet.UNet,
     optimiser: torch.optim.Optimizer,
-    recipe: Recipe,
+    pictures: int,
     stage: Stage,
     steps: int,
 ) -> Iterator[float]:
     device = runtime.device()
-    x = torch.zeros(recipe.batch_size, 3, stage.height, stage.width, device=device)
+    x = torch.zeros(pictures, 3, stage.height, stage.width, device=device)
     x = x.to(memory_format=torch.channels_last)
     y = torch.zeros(len(x), stage.height, stage.width, dtype=torch.long, device=device)
     for i in range(steps + 1):
@@ -782,9 +843,15 @@ def trained_model(
     recipe = recipe or Recipe.for_profile()
     folder = runtime.output_dir() / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
-    # two notebooks at once: the second waits, and finds what the first trained
-    with FileLock(folder / ".lock"):
-        return _found_or_trained(train, weights, recipe, watched, folder)
+    together = processes()
+    # two notebooks at once: the second waits, and finds what the first trained; of
+    # processes that train together the main one waits, and the others for it
+    lock = FileLock(folder / ".lock") if together.is_main_process else _silent(False)
+    with lock, _silent(not together.is_main_process):
+        together.wait_for_everyone()
+        found = _found_or_trained(train, weights, recipe, watched, folder)
+        together.wait_for_everyone()
+    return found
 
 
 def _found_or_trained(
@@ -819,7 +886,8 @@ def _found_or_trained(
         "real_data": train.real,
         "history": run.history,
     }
-    unet.save(model, path, facts)
+    if processes().is_main_process:
+        unet.save(model, path, facts)
     return model.eval(), facts
 
 
