@@ -4,6 +4,7 @@ import http.server
 import io
 import multiprocessing
 import os
+import struct
 import threading
 import time
 import zipfile
@@ -133,6 +134,15 @@ def test_a_machine_that_does_not_answer_is_told(tmp_path):
         archives.download("http://127.0.0.1:9/", tmp_path / "file")
 
 
+def test_a_download_without_an_end_is_stopped(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_DOWNLOAD", 1000)
+    with pytest.raises(DatasetError, match="^the server sends more than 1000 bytes"):
+        archives.download(web(BODY), tmp_path / "file")
+    assert web.asked == 1
+    archives.download(web(BODY[:1000]), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY[:1000]
+
+
 def test_a_download_that_works_on_the_second_try(web, tmp_path):
     archives.download(web(broken_off, BODY), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == BODY
@@ -211,6 +221,24 @@ def test_symbolic_links_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="Z_01.png' is a symbolic link"):
         archives.unpack(tmp_path / "a.zip", tmp_path / "new", all_of)
     assert left_in(tmp_path) == ["a.zip"]
+
+
+@pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_zipfile_inflates_without_limit_is_refused(tmp_path, way):
+    (tmp_path / "a.zip").write_bytes(zipped(FILES, compression=way))
+    with pytest.raises(DatasetError, match="packed in another way than deflate"):
+        archives.unpack(tmp_path / "a.zip", tmp_path / "new", all_of)
+    assert left_in(tmp_path) == ["a.zip"]
+
+
+def test_a_member_never_takes_more_than_it_says(tmp_path):
+    packed = zipped({"a/zeros": bytes(10**7)}, compression=zipfile.ZIP_DEFLATED)
+    size, lie = struct.pack("<I", 10**7), struct.pack("<I", 100)
+    assert packed.count(size) == 2  # before the member, and in the directory
+    (tmp_path / "a.zip").write_bytes(packed.replace(size, lie))
+    with pytest.raises(DatasetError, match="damaged or cut"):
+        archives.unpack(tmp_path / "a.zip", tmp_path / "new", all_of)
+    assert (tmp_path / "new" / "a" / "zeros").stat().st_size <= 100
 
 
 def test_an_archive_that_would_fill_the_disk_is_refused(monkeypatch, tmp_path):

@@ -2,10 +2,13 @@
 
 import copy
 import json
+import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from torch import nn
 from torchvision import tv_tensors
 
@@ -245,6 +248,31 @@ def test_a_loss_that_is_not_finite_names_its_pictures(tmp_path):
     assert [p.name for p in tmp_path.glob("epoch-*")] == ["epoch-001"]
 
 
+def test_a_batch_of_void_alone_is_named():
+    scenes = Scenes(4)
+    scenes.masks[2][:] = VOID
+    single = Recipe("single", RECIPE.stages, None, batch_size=1)
+    with pytest.raises(training.TrainingError, match="is nan.*: Test_000002.png"):
+        fit(recipe=single, scenes=scenes)
+
+
+def test_a_class_missing_from_a_batch_does_no_harm():
+    scenes = Scenes(4)
+    for mask, label in zip(scenes.masks, (0, 3, 8, VOID - 1), strict=True):
+        mask[:] = label
+        mask[:, 40:] = VOID
+    run = fit(recipe=replace(RECIPE, batch_size=1, crop=0.9), scenes=scenes)
+    assert all(math.isfinite(row["train_loss"]) for row in run.history)
+    assert all(p.isfinite().all() for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_network_itself_trains_whatever_is_left_for_the_last_batch(count):
+    recipe = Recipe("last", (Stage(1, 32, 64),), None, batch_size=2)
+    run = training.fit(unet.UNet(), Scenes(count), recipe)
+    assert math.isfinite(run.history[0]["train_loss"])
+
+
 def test_memory_that_runs_out_suggests_a_batch_size():
     class Big(Small):
         def forward(self, x):
@@ -316,6 +344,66 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
     assert same_weights(whole.model, resumed.model)
 
 
+DAMAGE = {
+    "cut weights": ("model.safetensors", lambda data: data[:-1]),
+    "one bit": ("model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    "empty schedule": ("scheduler.bin", lambda data: b""),
+    "no position": ("position.json", None),
+    "cut position": ("position.json", lambda data: data[:20]),
+    "no checksums": ("sha256.json", None),
+    "cut checksums": ("sha256.json", lambda data: data[:20]),
+    "no names": ("sha256.json", lambda data: b"{}"),
+    "a list": ("sha256.json", lambda data: b"[1]"),
+    "a number": ("sha256.json", lambda data: b"1"),
+}
+
+
+@pytest.mark.parametrize(("name", "spoil"), DAMAGE.values(), ids=DAMAGE)
+def test_any_damage_to_the_newest_checkpoint_is_seen(tmp_path, capsys, name, spoil):
+    whole = fit(tmp_path)
+    file = tmp_path / "epoch-004" / name
+    if spoil:
+        file.write_bytes(spoil(file.read_bytes()))
+    else:
+        file.unlink()
+    assert same_weights(whole.model, fit(tmp_path, model=small(5)).model)
+    assert "epoch-004 is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("call", "kept"), [("_checksums", 2), ("_sync", 2)])
+def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch, call, kept):
+    whole = fit()
+    calls = []
+
+    def interrupted(folder):
+        calls.append(folder)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(folder)
+
+    real = getattr(training, call)
+    with monkeypatch.context() as m:
+        m.setattr(training, call, interrupted)
+        with pytest.raises(training.TrainingInterrupted, match=f"after {kept} of 4"):
+            fit(tmp_path)
+    assert (tmp_path / f"epoch-{kept:03}").exists()
+    assert not (tmp_path / f"epoch-{kept + 1:03}").exists()
+    assert same_weights(whole.model, fit(tmp_path, model=small(5)).model)
+
+
+def test_ctrl_c_in_a_notebook_is_a_sentence(tmp_path, capsys):
+    shell = InteractiveShell()
+
+    def cell():
+        fit(tmp_path, stop_in=3)
+
+    shell.user_ns["cell"] = cell
+    shell.run_cell("cell()")
+    told = capsys.readouterr().out
+    assert "stopped after 2 of 4 epochs; they are saved" in told
+    assert "Traceback" not in told
+
+
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
     fit(tmp_path)
     for path in tmp_path.glob("epoch-*"):
@@ -327,12 +415,12 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path):
 
 def test_a_half_written_checkpoint_is_not_taken_for_whole(tmp_path, monkeypatch):
     whole = fit()
-    replace = training.os.replace
+    rename = training.os.replace
 
     def power_cut(source, target):
         if target.name == "epoch-003":
             raise OSError("power cut")
-        replace(source, target)
+        rename(source, target)
 
     with monkeypatch.context() as m:
         m.setattr(training.os, "replace", power_cut)

@@ -6,10 +6,12 @@ or is interrupted leaves nothing that a later one could take for whole, and of t
 processes one works and the other waits.
 """
 
+import errno
 import json
 import re
 import shutil
 import stat
+import struct
 import time
 import zipfile
 import zlib
@@ -29,6 +31,7 @@ from roadseg import runtime
 PAUSE = 1  # seconds, before a download is tried again
 TIMEOUT = (5, 30)  # seconds: to connect, and between two pieces of an answer
 MAX_UNPACKED = 2 * 2**30  # bytes; dataset1 has 125 million
+MAX_DOWNLOAD = 2**30  # bytes; SegNet's whole repository has 190 million
 MARKER = ".fetched.json"  # written last: says that a folder is ours, and whole
 
 
@@ -56,6 +59,18 @@ class _Bar:
         self._bar.update(count)
 
 
+class _Limited:
+    """A file that refuses to grow over `MAX_DOWNLOAD` bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.flush = file, file.flush
+
+    def write(self, data: bytes) -> None:
+        if self._file.tell() + len(data) > MAX_DOWNLOAD:
+            raise DatasetError(f"the server sends more than {MAX_DOWNLOAD} bytes")
+        self._file.write(data)
+
+
 def download(url: str, path: Path) -> None:
     """Download a file; try once more if the server is there but did not deliver.
 
@@ -64,7 +79,8 @@ def download(url: str, path: Path) -> None:
         path: The file to write. After an error it holds what came until then.
 
     Raises:
-        DatasetError: If the server cannot be reached, refuses, or breaks off twice.
+        DatasetError: If the server cannot be reached, refuses, breaks off twice, or
+            sends more than `MAX_DOWNLOAD` bytes.
         OSError: If the file cannot be written.
     """
     answers: list[int] = []
@@ -74,7 +90,7 @@ def download(url: str, path: Path) -> None:
         get = pooch.HTTPDownloader(bar, 2**16, timeout=TIMEOUT, hooks=hooks)
         try:
             with path.open("wb") as file:
-                get(url, file, None)
+                get(url, _Limited(file), None)
             return
         except requests.RequestException as error:
             if not answers:
@@ -107,9 +123,9 @@ def unpack(
 
     Raises:
         DatasetError: If source is neither a folder nor a zip archive, is damaged,
-            or has members that point outside of it, are links, or together would
-            take more than `MAX_UNPACKED` bytes. Nothing of an unsafe archive is
-            copied.
+            or has members that point outside of it, are links, are packed in
+            another way than deflate, or together would take more than
+            `MAX_UNPACKED` bytes. Nothing of an unsafe archive is copied.
         OSError: If the disk cannot be read or written.
     """
     with _members(source) as (names, open_member):
@@ -134,8 +150,14 @@ def _members(path: Path) -> Iterator[tuple[list[str], Callable[[str], BinaryIO]]
             yield archive.namelist(), archive.open
     except DatasetError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError, struct.error, OverflowError),
+        *(RuntimeError, ValueError, OSError),
+    ) as error:
         # RuntimeError: encrypted, or a compression that zipfile does not know.
+        # OSError: the disk, but for EINVAL, a place before the archive's beginning.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         with path.open("rb") as file:
             if file.read(512).lstrip().startswith(b"<"):
                 raise DatasetError("a web page, not a zip archive") from None
@@ -152,6 +174,12 @@ def _refuse_dangers(members: list[zipfile.ZipInfo]) -> None:
             raise DatasetError(f"unsafe archive: {name!r} points outside of it")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise DatasetError(f"unsafe archive: {name!r} is a symbolic link")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile inflates these without a limit, whatever size is declared
+            raise DatasetError(
+                f"unsafe archive: {name!r} is packed in another way than deflate; "
+                "pack it anew as an ordinary zip file"
+            )
     size = sum(member.file_size for member in members)
     if size > MAX_UNPACKED:
         raise DatasetError(

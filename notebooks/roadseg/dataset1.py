@@ -34,7 +34,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.model_selection import GroupShuffleSplit, LeaveOneGroupOut
 from torchvision import tv_tensors
 
@@ -318,7 +318,8 @@ def verify(
         DatasetError: At the first file that is wrong: a picture without a mask or
             the reverse, a file that is not a readable PNG, a picture that is not
             8-bit RGB, a mask that is not one channel of labels 0 to 11, a mask
-            of another size than its picture. The message names it.
+            of another size than its picture, a file to be turned when shown. The
+            message names it.
     """
     folder = Path(folder)
     with _about(folder):
@@ -427,10 +428,16 @@ def _decode(path: Path, modes: tuple[str, ...], wanted: str) -> np.ndarray:
         # Pillow tells of a damaged PNG in all these ways.
         raise DatasetError(f"{file} is not a readable PNG file ({error})") from None
     depth = data[24]  # in the PNG header; Pillow reads 16-bit colour as 8-bit
-    if image.mode not in modes or depth > 8:
+    # Pillow multiplies grey of 1, 2 and 4 bits; the indices of a palette it keeps
+    if image.mode not in modes or depth > 8 or (depth < 8 and image.mode != "P"):
         raise DatasetError(
             f"{file} has mode {image.mode}, {depth} bits a channel; convert it to "
             f"{wanted}"
+        )
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        raise DatasetError(
+            f"{file} asks to be turned when it is shown (EXIF orientation), so its "
+            "partner may lie another way; save both as they should be seen"
         )
     return np.array(image)
 

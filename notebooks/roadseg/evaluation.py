@@ -28,7 +28,18 @@ from torchvision.transforms import v2
 
 from roadseg import runtime
 from roadseg.classes import NAMES, NUM_CLASSES, NUM_SCORED, VOID
-from roadseg.unet import normalise, predict_logits
+from roadseg.unet import STRIDE, normalise, predict_logits
+
+MOST_FED = 2**20
+"""Pixels of a picture that the network is fed with unless a size is asked for.
+
+The network needs about 2 kB for each. More than this is scaled down first: a
+photograph of 4000 x 3000 would take 24 GB, and shows everything many times larger
+than what the network has learnt.
+"""
+
+MEMORY = 5 * 2**30
+"""Bytes that `predict` takes at most for one picture of 4000 x 3000 on a CPU."""
 
 
 class Scenes(Protocol):
@@ -161,7 +172,8 @@ def predict_probabilities(
         model: A U-Net; it predicts where its weights lie.
         images: (N, 3, H, W) uint8, or float 0 to 1.
         size: Height and width to feed the network with, in pixels; without it the
-            pictures' own. Any size will do: `predict_logits` pads and crops.
+            pictures' own, scaled down to `MOST_FED` pixels if they have more. Any
+            size will do: `predict_logits` pads and crops.
         flip: Also predict the mirrored picture and average the probabilities.
 
     Returns:
@@ -171,7 +183,8 @@ def predict_probabilities(
     was_training = model.training
     model.eval()
     x = images.as_subclass(Tensor).to(where)
-    if size is not None and tuple(size) != tuple(images.shape[-2:]):
+    size = size or _affordable(images.shape[-2:])
+    if tuple(size) != tuple(images.shape[-2:]):
         x = v2.functional.resize(x, list(size), antialias=True)
     x = normalise(x).to(memory_format=torch.channels_last)
     p = _probabilities(model, x, images.shape[-2:])
@@ -179,6 +192,13 @@ def predict_probabilities(
         p = (p + _probabilities(model, x.flip(-1), images.shape[-2:]).flip(-1)) / 2
     model.train(was_training)
     return p
+
+
+def _affordable(size: Sequence[int]) -> list[int]:
+    """Return a height and width of at most `MOST_FED` pixels, sides in proportion."""
+    shrink = max(1.0, (size[0] * size[1] / MOST_FED) ** 0.5)
+    longest = MOST_FED // STRIDE  # predict_logits pads the other side to a STRIDE
+    return [min(max(1, int(side / shrink)), longest) for side in size]
 
 
 def _probabilities(model: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
@@ -233,7 +253,9 @@ def read_picture(path: str | os.PathLike) -> Tensor:
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith(("I;16", "I", "F")):
+            if picture.mode == "F":
+                raise ValueError("it holds fractions: save it with 8 bits a channel")
+            if picture.mode.startswith("I"):
                 picture = _to_8_bits(picture)
             pixels = np.array(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

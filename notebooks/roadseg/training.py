@@ -164,6 +164,10 @@ class TrainingError(RuntimeError):
 class TrainingInterrupted(KeyboardInterrupt):
     """A training stopped by Ctrl-C; the message says what is saved."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Show the message alone in a notebook, where IPython asks for this."""
+        return [str(self)]
+
 
 @dataclass
 class Run:
@@ -426,13 +430,14 @@ class _Trainer:
         ]
         for epoch, (stage, loader) in enumerate(plan[done:], done + 1):
             row = self._epoch(epoch, stage, loader)
-            self.history.append(row)
+            history = [*self.history, row]
             if self.main:
                 record(report, row)
             if self.checkpoints:
                 self.checkpoints.save(
-                    self.accelerator, self.history, self.seconds, self.precision
+                    self.accelerator, history, self.seconds, self.precision
                 )
+            self.history = history  # only now: Ctrl-C tells how much is saved
 
     def _epoch(self, epoch: int, stage: Stage, loader: DataLoader) -> dict:
         start = time.perf_counter()
@@ -720,8 +725,9 @@ def _checksums(folder: Path) -> dict[str, str]:
 def _damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, None if nothing is."""
     try:
-        wanted = json.loads((folder / "sha256.json").read_text())
-    except (OSError, ValueError):
+        wanted = dict(json.loads((folder / "sha256.json").read_text()))
+        wanted["position.json"]
+    except (OSError, ValueError, TypeError, KeyError):
         return "it has no readable checksums"
     found = _checksums(folder)
     for name, digest in wanted.items():
