@@ -104,11 +104,52 @@ def test_describe_names_profile_and_facts(monkeypatch, capsys):
     assert f"torch {torch.__version__.split('+')[0]}" in out
 
 
-def test_colab_without_gpu_is_told_where_to_click(monkeypatch, capsys):
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    """As in Colab: its module, no GPU, and a place for Drive, which is not mounted."""
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("colab"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runtime, "DRIVE", tmp_path / "drive" / "MyDrive")
+    monkeypatch.setattr(runtime, "checkout", lambda: tmp_path / "course")
+
+
+def test_colab_without_gpu_is_told_where_to_click(colab, capsys):
     runtime.describe()
-    assert "Change runtime type" in capsys.readouterr().out
+    path = "Runtime > Change runtime type > T4 GPU > Save, then Runtime > Run all."
+    assert path in capsys.readouterr().out
+
+
+def test_results_of_colab_go_to_drive_if_it_is_mounted(colab, tmp_path, capsys):
+    assert runtime.output_dir() == tmp_path / "course" / "build" / "cpu"
+    runtime.describe()
+    assert "to keep them: Files > Mount Drive" in capsys.readouterr().out
+
+    runtime.DRIVE.mkdir(parents=True)
+
+    assert runtime.output_dir() == runtime.DRIVE / "roadseg" / "cpu"
+    runtime.describe()
+    lines = capsys.readouterr().out.splitlines()
+    said = "on Google Drive, where they stay: MyDrive/roadseg/cpu"
+    assert f"results  {said}" in lines
+
+
+def test_results_go_where_the_user_says_even_beside_drive(
+    colab, monkeypatch, tmp_path, capsys
+):
+    runtime.DRIVE.mkdir(parents=True)
+    monkeypatch.setenv("ROADSEG_OUTPUT", str(tmp_path / "mine"))
+    assert runtime.output_dir() == tmp_path / "mine" / "cpu"
+    runtime.describe()
+    said = f"results  {tmp_path / 'mine' / 'cpu'} (set by ROADSEG_OUTPUT)"
+    assert said in capsys.readouterr().out.splitlines()
+
+
+def test_drive_counts_in_colab_only(colab, monkeypatch, tmp_path, capsys):
+    runtime.DRIVE.mkdir(parents=True)
+    monkeypatch.delitem(sys.modules, "google.colab")
+    assert runtime.output_dir() == tmp_path / "course" / "build" / "cpu"
+    runtime.describe()
+    assert "results" not in capsys.readouterr().out
 
 
 def test_quick_is_float32_and_a_slow_bf16_is_not_chosen(monkeypatch):

@@ -5,7 +5,8 @@ Settings come from the environment, so that a notebook never branches on them:
 * ``ROADSEG_PROFILE``: quick, cpu or gpu. Without it: gpu with CUDA, else cpu.
 * ``ROADSEG_DEVICE``: cpu, cuda, cuda:1, mps. Without it: cuda if there, else cpu.
 * ``ROADSEG_DATA``: the folder that downloads go to. Without it: ``data/``.
-* ``ROADSEG_OUTPUT``: where checkpoints and scores go. Without it: ``build/``.
+* ``ROADSEG_OUTPUT``: where checkpoints and scores go. Without it: ``build/``, and in
+  Colab Google Drive if it is mounted.
 * ``ROADSEG_PROGRESS``: 0 hides progress bars.
 """
 
@@ -24,6 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
+
+DRIVE = Path("/content/drive/MyDrive")
+"""Where Google Drive is in Colab, once it is mounted."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +148,10 @@ def output_dir() -> Path:
     In Colab this is on Google Drive if that is mounted, so that a run survives
     the machine it ran on.
     """
-    drive = Path("/content/drive/MyDrive")
     if folder := os.environ.get("ROADSEG_OUTPUT"):
         base = Path(folder).expanduser().resolve()
-    elif in_colab() and drive.is_dir():
-        base = drive / "roadseg"
+    elif in_colab() and DRIVE.is_dir():
+        base = DRIVE / "roadseg"
     else:
         base = (checkout() or Path.cwd()) / "build"
     folder = base / profile().name
@@ -234,6 +237,8 @@ def versions(packages: Iterable[str] = ("torch", "torchvision", "numpy")) -> str
 def describe(**facts: object) -> None:
     """Print what a notebook runs on: profile, machine, versions, and more facts.
 
+    In Colab it also says where results go, and where to click if there is no GPU.
+
     Args:
         facts: Further lines, such as ``data=scenes.origin`` or
             ``weights=weights.origin``.
@@ -245,6 +250,8 @@ def describe(**facts: object) -> None:
         "versions": versions(),
         **facts,
     }
+    if in_colab():
+        lines["results"] = _where_results_go()
     for name, value in lines.items():
         print(f"{name:<9}{value}")
     if in_colab() and device().type == "cpu":
@@ -252,6 +259,15 @@ def describe(**facts: object) -> None:
             "No GPU here. In Colab: Runtime > Change runtime type > T4 GPU > Save, "
             "then Runtime > Run all."
         )
+
+
+def _where_results_go() -> str:
+    folder = output_dir()
+    if folder.is_relative_to(DRIVE):
+        return f"on Google Drive, where they stay: {folder.relative_to(DRIVE.parent)}"
+    if os.environ.get("ROADSEG_OUTPUT"):
+        return f"{folder} (set by ROADSEG_OUTPUT)"
+    return "on a machine that Colab will clear; to keep them: Files > Mount Drive"
 
 
 def _why() -> str:
