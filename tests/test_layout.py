@@ -12,7 +12,6 @@ TESTS = Path(__file__).parent
 PACKAGE = Path(roadseg.__file__).parent
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
 SIDEWAYS = {"dataset1": {"archives", "synthetic"}, "training": {"evaluation"}}
-TESTED_IN = {"explorer": "test_chapter1.py"}  # beside the page it is drawn in
 
 
 def floors():
@@ -71,5 +70,5 @@ def test_the_readme_names_the_same_floors():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_has_a_test_file(module):
-    path = TESTS / TESTED_IN.get(module, f"test_{module}.py")
+    path = TESTS / f"test_{module}.py"
     assert re.search(rf"\b{module}\b", path.read_text(encoding="utf-8"))
