@@ -40,6 +40,10 @@ CACHE = BUILD / "npm"
 # MathJax with all of TeX in one file. Version 3: version 4 fetches its glyphs.
 MATHJAX = ("mathjax", "3.2.2", ("es5/tex-svg-full.js", "LICENSE"))
 AXE = ("axe-core", "4.14.1", ("axe.min.js",))  # for the test in a browser
+PATIENCE = ["--fetch-retries=1", "--fetch-retry-mintimeout=2000"]
+PATIENCE += ["--fetch-timeout=60000"]  # milliseconds; npm's own are minutes
+
+AGAIN = "call: python3 scripts/course.py book"
 
 COVER = "Four frames of the clip"
 """How the text alternative of the start page's figure begins, where it is there."""
@@ -67,8 +71,9 @@ CONTROLS = (
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
     (r'(<button class="btn search-button-field[^>]*) aria-label="[^"]*"', r"\1"),
     (r'<summary>(?=<span class="toctree-toggle")', '<summary aria-label="Its pages">'),
+    (r'<input (?=id="_anim_slider)', '<input aria-label="Frame" '),
 )
-"""What of the theme's pages a screen reader would misread, and what replaces it."""
+"""What a screen reader would misread in pages of the theme and in matplotlib's film."""
 
 
 class BookError(RuntimeError):
@@ -166,23 +171,30 @@ def fetch(package: tuple[str, str, tuple[str, ...]]) -> Path:
     if npm is None:
         raise BookError(
             f"The site needs the npm package {name} {version}, and npm is not "
-            "installed: install Node.js (https://nodejs.org), then start again."
+            f"installed: install Node.js (https://nodejs.org), then {AGAIN}."
         )
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         command = [npm, "pack", f"{name}@{version}", "--pack-destination", scratch]
+        command += PATIENCE
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch)
         archives = list(Path(scratch).glob("*.tgz"))
         if done.returncode or not archives:
-            lines = (done.stderr.strip() or "npm said nothing").splitlines()
             raise BookError(
-                f"npm could not fetch {name} {version} ({lines[-1].strip()}): connect "
-                "this machine to the network, once, and start again."
+                f"npm could not fetch {name} {version} ({_reason(done.stderr)}): "
+                f"connect this machine to the network, once, and {AGAIN}."
             )
         _unpack(archives[0], files, Path(scratch) / "files")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(Path(scratch) / "files", folder)
     return folder
+
+
+def _reason(said: str) -> str:
+    """Return the kind of npm's error, such as ENOTFOUND, or the first line it said."""
+    if match := re.search(r"(?m)^npm \S+ code (\w+)", said):
+        return match[1]
+    return (said.strip() or "npm said nothing").splitlines()[0]
 
 
 def _unpack(archive: Path, files: tuple[str, ...], folder: Path) -> None:

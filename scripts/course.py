@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The one door to the course: run it, check it, open it.
 
-    python3 scripts/course.py run      run all notebooks and print the scores
+    python3 scripts/course.py run      run all notebooks: scores, and the site
     python3 scripts/course.py test     what the checks run: lint, tests, notebooks
     python3 scripts/course.py lab      open the notebooks in JupyterLab
     python3 scripts/course.py book     build the course's site into build/site
@@ -42,9 +42,9 @@ STAMP = VENV / "course.json"
 LOG = BUILD / "install.log"
 
 REQUIREMENTS = {
-    "run": ("requirements.txt",),
+    "run": ("requirements.txt", "book/requirements.txt"),
     "lab": ("requirements.txt",),
-    "test": ("requirements.txt", "tests/requirements.txt"),
+    "test": ("requirements.txt", "book/requirements.txt", "tests/requirements.txt"),
     "book": ("requirements.txt", "book/requirements.txt"),
 }
 """The files that say what each command needs; the first one is that of all."""
@@ -179,18 +179,21 @@ def _install(python: Path, files: "tuple[str, ...]") -> None:
     say(f"Installed in {duration(time.monotonic() - start)}.")
 
 
-def _run_logged(command: "list[str]", what: str, mode: str) -> int:
-    """Run a command with its output in the log and a line that shows it goes on."""
+def _run_logged(
+    command: "list[str]", what: str, mode: str, log: "Path | None" = None
+) -> int:
+    """Run a command with its output in a log and a line that shows it goes on."""
     BUILD.mkdir(exist_ok=True)
-    with LOG.open(mode) as log:
+    log = log or LOG
+    with log.open(mode) as stream:
         child = subprocess.Popen(
             command,
             cwd=str(ROOT),
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=stream,
             stderr=subprocess.STDOUT,
         )
-        with Line(lambda: f"{what}: {_last_lines(LOG, 1).strip()}"):
+        with Line(lambda: f"{what}: {_last_lines(log, 1).strip()}"):
             return _wait(child)
 
 
@@ -317,7 +320,7 @@ def prepare() -> dict:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run all notebooks, store executed copies, print the scores."""
+    """Run all notebooks, store executed copies, print the scores, build the site."""
     import notebooks
 
     chapters = notebooks.chapters()
@@ -335,8 +338,22 @@ def run(options: argparse.Namespace) -> int:
     say(scores_text(output / "scores.json", start))
     say(f"\nExecuted notebooks: {shown(out.parent)}")
     say(f"Checkpoints, logs and scores: {shown(output)}")
+    say(f"The site, from the outputs that the chapters store: {site_text()}")
     say(facts["banner"])
     return 0
+
+
+def site_text() -> str:
+    """Build the site from the stored notebooks; return where it is, or why not.
+
+    A run has done its work without the site, so that whatever is missing for it, such
+    as npm or the network, is a sentence and no failure.
+    """
+    command = [sys.executable, str(ROOT / "scripts" / "build_book.py")]
+    log = BUILD / "book.log"
+    status = _run_logged(command, "Building the site", "w", log)
+    said = log.read_text(encoding="utf-8", errors="replace").strip()
+    return "not built. " * bool(status) + said
 
 
 def _set_paths(options: argparse.Namespace) -> None:
@@ -425,6 +442,7 @@ def test(options: argparse.Namespace) -> int:
         ("tests", pytest + ([] if options.all else ["-m", "not slow"])),
         ("outputs", nbval + (chapters or [str(NOTEBOOKS / "no chapters")])),
     )
+    fetch_for_browser()
     rows = []
     for name, command in parts:
         say(f"\n--- {name} ".ljust(74, "-"))
@@ -438,6 +456,14 @@ def test(options: argparse.Namespace) -> int:
     for part, result, seconds in [("part", "result", "time"), *rows]:
         say(f"{part:<12}{result:<8}{seconds:>8}")
     return int(any(row[1] != "ok" for row in rows))
+
+
+def fetch_for_browser() -> None:
+    """Fetch what the tests in a browser take from npm, while there is a network."""
+    command = [sys.executable, "scripts/build_book.py", "--fetch"]
+    child = subprocess.Popen(command, cwd=str(ROOT), env=dict(os.environ))
+    if _wait(child) != 0:
+        say("Without it, tests in a browser are skipped, or fail where CI is true.")
 
 
 def test_environment() -> "dict[str, str]":

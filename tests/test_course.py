@@ -56,6 +56,7 @@ SCORES = {
     "machine": "a small machine",
     "seconds": 125,
 }
+BUILD_BOOK = "print('5 chapters in 1 s: build/site/index.html')"
 WRITE_SCORES = f"""
 import json
 from roadseg import runtime
@@ -70,6 +71,7 @@ def checkout(tmp_path):
     for name in ("course.py", "notebooks.py"):
         (root / "scripts").mkdir(parents=True, exist_ok=True)
         shutil.copy(SCRIPT.parent / name, root / "scripts" / name)
+    (root / "scripts" / "build_book.py").write_text(BUILD_BOOK, encoding="utf-8")
     (root / "notebooks" / "roadseg").mkdir(parents=True)
     for name, text in ROADSEG.items():
         (root / "notebooks" / "roadseg" / name).write_text(text, encoding="utf-8")
@@ -207,8 +209,8 @@ PIP_RUN, PIP_TEST = (" ".join(f"-r {n}" for n in names) for names in (RUN, TEST)
 
 @pytest.fixture
 def installer(tmp_path, monkeypatch):
-    (tmp_path / "tests").mkdir()
     for name in TEST:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x>=1\n")
     for name, value in {
         "ROOT": tmp_path,
@@ -261,7 +263,7 @@ def test_changed_requirements_are_installed(installer, tmp_path):
 
 @posix
 def test_a_file_that_requirements_name_counts_as_part_of_them(installer, tmp_path):
-    (tmp_path / TEST[1]).write_text("-r ../more.txt\n")
+    (tmp_path / TEST[-1]).write_text("-r ../more.txt\n")
     (tmp_path / "more.txt").write_text("y>=1\n")
     course.ensure_environment(TEST)
     installer.take()
@@ -302,7 +304,7 @@ def test_an_interrupted_addition_starts_afresh_too(installer):
 def test_a_failed_installation_shows_its_error(installer, capsys):
     installer.results[PIP_RUN] = 1
 
-    assert course.main(["lab"]) == 1
+    assert course.main(["run"]) == 1
 
     error = capsys.readouterr().err
     assert "ERROR: no space left" in error
@@ -393,8 +395,24 @@ def test_run_executes_in_order_and_prints_the_scores(checkout):
     ]
     assert "training 2 min 5 s" in lines
     assert "Executed notebooks: build/quick/notebooks" in lines
+    site = "The site, from the outputs that the chapters store: "
+    assert f"{site}5 chapters in 1 s: build/site/index.html" in lines
     source = nbformat.read(checkout / "notebooks" / "01_a.ipynb", 4)
     assert source.cells[0].execution_count is None
+
+
+def test_a_run_without_the_site_is_a_run(checkout):
+    add_notebook(checkout, "01_a.ipynb", WRITE_SCORES)
+    shutil.copy(SCRIPT.parent / "build_book.py", checkout / "scripts")
+    nowhere = {**os.environ, "PATH": str(checkout)}  # no npm there
+
+    rc, out, err = finish(start(checkout, "run", "--no-venv", env=nowhere))
+
+    assert rc == 0
+    assert "  mIoU          0.600" in out
+    (said,) = [x for x in out.splitlines() if x.startswith("The site")]
+    assert "chapters store: not built. " in said
+    assert said.endswith("then call: python3 scripts/course.py book.")
 
 
 def test_a_failing_cell_is_named_and_what_ran_is_kept(checkout):
@@ -522,6 +540,7 @@ class Parts:
         ("check_notebooks", 1, ["notebooks", "FAILED"]),
         ("not slow", 1, ["tests", "FAILED"]),
         ("--nbval ", 1, ["outputs", "FAILED"]),
+        ("--fetch", 0, ["tests", "ok"]),  # its tests are skipped, or fail themselves
     ],
 )
 def test_all_parts_run_and_one_that_fails_is_told(failing, rc, row, monkeypatch, capfd):
@@ -533,11 +552,13 @@ def test_all_parts_run_and_one_that_fails_is_told(failing, rc, row, monkeypatch,
 
     assert course.test(argparse.Namespace(all=False)) == rc
 
+    assert parts.commands.pop(0) == "scripts/build_book.py --fetch"
     assert len(parts.commands) == 5
     table = capfd.readouterr().out.splitlines()[-5:]
     rows = [line.split()[:2] for line in table]
     assert row in rows
     assert sum(r[1] == "FAILED" for r in rows) == rc
+    assert "http://127.0.0.1:9" not in parts.environments[0].values()  # has a network
     environment = parts.environments[-1]
     assert environment["ROADSEG_PROFILE"] == "quick"
     assert not {"MPLBACKEND", "ROADSEG_DATASET1"} & set(environment)

@@ -1,6 +1,7 @@
-"""scripts/set_repository.py on a small repository; the workflows' form."""
+"""scripts/set_repository.py on a small repository; the form of workflows and hooks."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,3 +180,32 @@ def test_the_scripts_that_workflows_call_are_there():
         called = [w for w in words if w.startswith(("scripts/", ".ci/"))]
         assert called
         assert [w for w in called if not (ROOT / w).exists()] == []
+
+
+# The hooks ----------------------------------------------------------------------
+
+HOOKS = ROOT / ".pre-commit-config.yaml"
+
+
+def check_hooks(path):
+    command = [sys.executable, "-m", "pre_commit", "validate-config", str(path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_hooks_are_of_pre_commits_form():
+    done = check_hooks(HOOKS)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_form_of_hooks_is_checked(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(HOOKS.read_text("utf-8").replace("entry:", "entrance:"), "utf-8")
+    assert check_hooks(path).returncode == 1
+
+
+def test_hooks_are_the_checks_of_the_test_command():
+    called = re.findall(r"entry: python (?:-m )?(\S+)", HOOKS.read_text("utf-8"))
+    scripts = [name for name in called if name != "ruff"]
+    assert called.count("ruff") == 2
+    assert scripts == ["scripts/check_notebooks.py", "scripts/set_repository.py"]
+    assert all((ROOT / name).exists() for name in scripts)
