@@ -645,8 +645,22 @@ def test_the_film_of_chapter_5_plays(address, browser):
     assert picture.get_attribute("src") == still
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_no_serious_fault(site, address, browser, theme):
+# One page of each kind, and those with scripts of their own; the others are slow.
+KINDS = ["index.html", "01_transposed_convolution.html", "05_evaluation.html"]
+KINDS += ["glossary.html", "api/unet.html"]
+
+
+@pytest.mark.parametrize(
+    ("theme", "names"),
+    [
+        ("light", KINDS),
+        ("dark", KINDS),
+        pytest.param("light", None, marks=pytest.mark.slow),
+        pytest.param("dark", None, marks=pytest.mark.slow),
+    ],
+    ids=["light", "dark", "light-all", "dark-all"],
+)
+def test_axe_finds_no_serious_fault(site, address, browser, theme, names):
     folder = _has(build_book.AXE)
     if folder is None:
         unavailable("axe-core is not fetched: python scripts/build_book.py --fetch")
@@ -654,15 +668,7 @@ def test_axe_finds_no_serious_fault(site, address, browser, theme):
     prefers = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", prefers)
     found = {}
-    names = sorted(pages(site))
-    if theme == "dark":  # the same pages in other colours: one of each kind
-        names = [
-            "index.html",
-            "02_vgg16_bn_unet.html",
-            "glossary.html",
-            "api/unet.html",
-        ]
-    for name in names:
+    for name in names or sorted(pages(site)):
         show(browser, f"{address}/{name}", 1280)
         shown = browser.execute_script("return document.documentElement.dataset.theme")
         assert shown == theme
