@@ -47,6 +47,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    if together.num_processes > 1:
+        training.end_in_words()
     quiet = io.StringIO() if together.process_index else sys.stdout
     with contextlib.redirect_stdout(quiet):  # one of the processes prints
         return run(together)
@@ -72,8 +74,8 @@ def run(together: PartialState) -> int:
     except (dataset1.DatasetError, unet.WeightsError, training.TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except training.TrainingInterrupted as stop:
-        print(stop, file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped: checkpoints are kept", file=sys.stderr)
         return 130
     if not together.is_main_process:
         return 0

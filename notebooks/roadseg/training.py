@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -325,11 +326,20 @@ def fit(
             checkpoints.clear()
     trainer = _Trainer(model, scenes, recipe, checkpoints, on_epoch)
     try:
+        _run_to_the_end(trainer)
+    except KeyboardInterrupt:  # also one that comes while another error is told
+        raise TrainingInterrupted(trainer.where_it_stands()) from None
+    return Run(model, trainer.history, trainer.seconds, trainer.precision)
+
+
+def _run_to_the_end(trainer: "_Trainer") -> None:
+    try:
         trainer.run()
     except torch.OutOfMemoryError:
+        size = trainer.recipe.batch_size
         raise TrainingError(
-            f"the device's memory does not hold batches of {recipe.batch_size}: "
-            f"try batch_size={max(1, recipe.batch_size // 2)} in the recipe"
+            f"the device's memory does not hold batches of {size}: "
+            f"try batch_size={max(1, size // 2)} in the recipe"
         ) from None
     except RuntimeError as error:
         if not _lost(error):
@@ -337,11 +347,8 @@ def fit(
         raise TrainingError(
             f"another process of this training has ended: {trainer.where_it_stands()}"
         ) from None
-    except KeyboardInterrupt:
-        raise TrainingInterrupted(trainer.where_it_stands()) from None
     finally:
         trainer.close()
-    return Run(model, trainer.history, trainer.seconds, trainer.precision)
 
 
 class _Trainer:
@@ -575,6 +582,18 @@ def _accelerator(precision: str, seed: int) -> Accelerator:
 def processes() -> PartialState:
     """Return the processes that train together: one, unless a launcher made more."""
     return PartialState(cpu=runtime.device().type == "cpu")
+
+
+def end_in_words() -> None:
+    """Take SIGTERM as Ctrl-C, so that a training says where it stands.
+
+    When one of its processes has died, a launcher ends the others with that signal.
+    """
+
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _silent(yes: bool) -> contextlib.AbstractContextManager:
