@@ -1,10 +1,11 @@
 """Kill a training again and again, and see where it ends.
 
-    python tests/killing.py FOLDER KILLS SEED
+    python tests/killing.py FOLDER KILLS SEED NETWORK
 
-One process reads drawn scenes and forks children that train the course's network by
-a recipe of small pictures; it kills them with SIGKILL, in every third round at any
-moment, else while a checkpoint is being written, and starts the next. The last child
+One process reads drawn scenes and forks children that train a network (`unet`, or a
+`small` one for machines that are busy) by a recipe of small pictures; it kills them
+with SIGKILL, in every third round at any moment, else soon after they began to write
+a checkpoint, and starts the next. The last child
 is left alone. It prints, as JSON, what it did and checksums of the weights beside
 those of a training that nobody disturbed. A process of its own, because forking
 needs one that has not yet used autograd.
@@ -20,10 +21,34 @@ import sys
 import time
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from roadseg import dataset1, training, unet
 from roadseg.training import Recipe, Stage
 
-RECIPE = Recipe("killed", (Stage(10, 32, 64), Stage(6, 64, 96)), None, batch_size=8)
+
+class Small(nn.Module):
+    """An encoder and a head with all that has a state: dropout, batch statistics."""
+
+    origin = "random"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Conv2d(8, 12, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, 12, H, W) of pictures (N, 3, H, W)."""
+        return self.head(self.encoder(x))
+
+
+# more epochs than kills can be survived, so that no child comes to the end
+CHOICES = {
+    "unet": (unet.UNet, (Stage(10, 32, 64), Stage(6, 64, 96))),
+    "small": (Small, (Stage(30, 32, 64), Stage(30, 64, 96))),
+}
+NETWORK, STAGES = CHOICES[sys.argv[4] if len(sys.argv) > 4 else "unet"]
+RECIPE = Recipe("killed", STAGES, None, batch_size=8)
 
 
 def train(scenes: dataset1.RoadScenes, folder: Path) -> None:
@@ -32,7 +57,7 @@ def train(scenes: dataset1.RoadScenes, folder: Path) -> None:
     # the weights of the first start; a resumed training must not depend on them
     if not list(folder.glob("epoch-*")):
         training.runtime.seed_everything(0)
-    run = training.fit(unet.UNet(), scenes, RECIPE, folder)
+    run = training.fit(NETWORK(), scenes, RECIPE, folder)
     digest = hashlib.sha256()
     for name, tensor in run.model.state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -65,12 +90,26 @@ def wait_for(moment, pid: int) -> bool:
 
 def newest(folder: Path) -> int:
     """Return the number of the newest checkpoint, 0 without any."""
-    return max((int(p.name[-3:]) for p in folder.glob("epoch-*")), default=0)
+    return max((int(p.name[6:]) for p in folder.glob("epoch-*")), default=0)
 
 
-def kill_one(scenes, folder: Path, chance: random.Random, anywhere: bool) -> dict:
-    """Start a child and kill it; say where that caught it."""
-    before = newest(folder)
+def drafts(folder: Path) -> set[tuple[str, int]]:
+    """Return the unfinished checkpoints and when something was last put into them."""
+    return {(p.name, p.stat().st_mtime_ns) for p in folder.glob(".draft-*")}
+
+
+def kill_one(
+    scenes: dataset1.RoadScenes,
+    folder: Path,
+    chance: random.Random,
+    anywhere: bool,
+    period: float,
+) -> dict:
+    """Start a child and kill it; say where that caught it.
+
+    An epoch and its checkpoint take about `period` seconds.
+    """
+    before, old_drafts = newest(folder), drafts(folder)
     near = before > RECIPE.epochs - 5  # a finished training cannot be killed
     anywhere, gains = anywhere and not near, not near and chance.random() < 0.6
     draft = folder / f".draft-epoch-{before + 1 + gains:03}"
@@ -82,9 +121,9 @@ def kill_one(scenes, folder: Path, chance: random.Random, anywhere: bool) -> dic
         if gains:
             wait_for(lambda: newest(folder) > before, pid)
             began = time.perf_counter()
-        time.sleep(chance.uniform(0, 1.5))
+        time.sleep(chance.uniform(0, period))
     else:
-        time.sleep(chance.uniform(0, 0.02 if near else 1.5))
+        time.sleep(chance.uniform(0, period / (100 if near else 2)))
     waited = time.perf_counter() - began
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
@@ -93,20 +132,22 @@ def kill_one(scenes, folder: Path, chance: random.Random, anywhere: bool) -> dic
         "waited": round(waited, 3),
         "before": before,
         "after": newest(folder),
-        "writing": any(folder.glob(".draft-*")),
+        "writing": bool(drafts(folder) - old_drafts),
     }
 
 
-def main(folder: str, kills: str, seed: str) -> None:
+def main(folder: str, kills: str, seed: str, *_: str) -> None:
     """Do all of it and print it."""
     chance = random.Random(int(seed))
     root = Path(folder)
     (root / "whole").mkdir(parents=True)
     (root / "killed").mkdir()
     scenes = dataset1.load()[0]
+    began = time.perf_counter()
     os.waitpid(start(scenes, root / "whole"), 0)
+    period = (time.perf_counter() - began) / RECIPE.epochs
     rounds = [
-        kill_one(scenes, root / "killed", chance, anywhere=i % 3 == 0)
+        kill_one(scenes, root / "killed", chance, i % 3 == 0, period)
         for i in range(int(kills))
     ]
     os.waitpid(start(scenes, root / "killed"), 0)

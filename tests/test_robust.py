@@ -84,9 +84,11 @@ def disk():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "waitid"), reason="needs fork and waitid")
-def test_a_training_killed_at_any_moment_ends_in_the_same_bits(disk):
+@pytest.mark.parametrize("network", ["small", "unet"])
+def test_a_training_killed_at_any_moment_ends_in_the_same_bits(disk, network):
+    script, folder = ROOT / "tests" / "killing.py", disk / network
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "killing.py", disk / "run", str(KILLS), "0"],
+        [sys.executable, script, folder, str(KILLS), "0", network],
         env=environment(disk),
         capture_output=True,
         text=True,
@@ -97,7 +99,7 @@ def test_a_training_killed_at_any_moment_ends_in_the_same_bits(disk):
     assert len(rounds) == KILLS
     assert all(r["killed"] for r in rounds)
     assert all(r["after"] >= r["before"] for r in rounds), "a checkpoint was lost"
-    assert sum(r["writing"] for r in rounds) >= KILLS // 3
+    assert sum(r["writing"] for r in rounds) >= KILLS // 5
     assert told["killed"]["losses"] == told["whole"]["losses"]
     assert told["killed"]["weights"] == told["whole"]["weights"]
 
