@@ -20,6 +20,7 @@ scripts/BENCHMARK.md says how to read them.
 import argparse
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import statistics
@@ -169,7 +170,7 @@ def complete(options: argparse.Namespace) -> None:
     options.only = options.only or list(KINDS)
     options.sizes = options.sizes or ([(64, 96)] if quick else list(SIZES))
     options.pictures = options.pictures or (4 if quick else 10**6 if gpu else 16)
-    options.budget = options.budget or ([4.0] if quick else [300.0, 900.0])
+    options.budget = options.budget or ([15.0] if quick else [300.0, 900.0])
     options.repeats = 1 if quick else options.repeats
     options.output = options.output or runtime.output_dir() / "benchmark"
     wanted = [n for n in CONTESTANTS if n in options.contestants]
@@ -274,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["ROADSEG_PROFILE"] = "quick"
     try:
         if options.job:
-            with contextlib.redirect_stdout(None):
+            with contextlib.redirect_stdout(io.StringIO()):
                 values = measure(json.loads(options.job), options.data)
             print(json.dumps(values))
             return 0

@@ -248,8 +248,9 @@ def curves(runs: list[dict]) -> Figure:
             style = "--" if run["job"]["budget"] else "-"
             ax.plot(x, y, style, color=colours[who], linewidth=1.5)
             ax.plot(x[-1:], y[-1:], "o", color=colours[who], label=who)
-        ax.set(title=name, xlabel="Seconds of training", xscale="log")
+        ax.set(title=name, xlabel="Seconds of training")
         ax.grid(axis="y")
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(handles.values(), handles.keys(), loc="lower right")
+    place = {"loc": "outside lower center", "ncols": len(handles)}
+    fig.legend(handles.values(), handles.keys(), **place)
     return fig
