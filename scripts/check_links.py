@@ -77,10 +77,11 @@ def form_fault(link: str) -> str:
 def answer(link: str, seconds: float = 20) -> int | str:
     """Ask for an address; return the status, or in words why there is none."""
     agent = {"User-Agent": "Mozilla/5.0 (a course's check of its links)"}
+    opener = urllib.request.build_opener()  # urlopen keeps the proxies it saw first
     for method in ("HEAD", "GET"):  # some servers know only the second
         request = urllib.request.Request(link, headers=agent, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as response:
+            with opener.open(request, timeout=seconds) as response:
                 return response.status
         except urllib.error.HTTPError as error:
             status: int | str = error.code

@@ -36,3 +36,11 @@ def no_network(monkeypatch):
         raise socket.gaierror(socket.EAI_NONAME, f"tests look up no names: {host}")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    """The checks send what asks for a page to a port where nobody answers; not here."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)

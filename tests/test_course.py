@@ -543,6 +543,7 @@ class Parts:
         ("--fetch", 0, ["tests", "ok"]),  # its tests are skipped, or fail themselves
     ],
 )
+@pytest.mark.usefixtures("no_proxy")
 def test_all_parts_run_and_one_that_fails_is_told(failing, rc, row, monkeypatch, capfd):
     parts = Parts(failing)
     monkeypatch.setattr(course.subprocess, "Popen", parts)

@@ -76,7 +76,7 @@ def test_a_server_is_asked(server, path, status):
     assert check_links.answer(f"{server}/{path}") == status
 
 
-def test_a_host_that_is_not_found_is_said_in_words():
+def test_a_host_that_is_not_found_is_said_in_words(no_proxy):
     assert "tests look up no names" in check_links.answer("https://example.org/")
 
 
