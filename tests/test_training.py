@@ -115,9 +115,9 @@ def test_every_profile_has_a_recipe():
 # --- loss and augmentation ----------------------------------------------------
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-def test_void_is_out_of_the_loss_and_its_gradient(weighted):
-    recipe = Recipe("test", RECIPE.stages, None, class_weights=weighted)
+@pytest.mark.parametrize("power", [0.5, 0])
+def test_void_is_out_of_the_loss_and_its_gradient(power):
+    recipe = Recipe("test", RECIPE.stages, None, class_weights=power)
     loss = training.make_loss(recipe, [torch.arange(12)[None]])
     logits = torch.randn(1, 12, 2, 2, requires_grad=True)
     masks = torch.tensor([[[3, VOID], [8, VOID]]])
@@ -141,6 +141,10 @@ def test_class_weights_by_hand():
     weights = training.class_weights(masks)
     assert weights[[3, 8, 0]].tolist() == [0.5, 1, 2]  # roots of 4/16, 4/4, 4/1
     assert weights.sum() == 3.5
+    assert training.class_weights(masks, 1)[[3, 8, 0]].tolist() == [0.25, 1, 4]
+    assert training.class_weights(masks, 0).tolist() == [
+        float(i in (0, 3, 8)) for i in range(12)
+    ]
 
 
 def test_augmentation_never_blends_labels():

@@ -1,0 +1,230 @@
+"""Try changes of the recipe on scenes held out of the training pictures.
+
+What a recipe keeps is chosen here, never on the 101 test pictures: a fifth of the
+blocks of training frames is held out (`dataset1.split_by_block`), the network is
+trained on the rest, and the blocks are scored. Each trial is one training; its result
+is kept in a file of its own as soon as it is there, so several can run side by side
+(seconds then mean little, scores do not suffer) and the same command goes on from
+where it was stopped.
+
+    python scripts/try_recipe.py --list
+    python scripts/try_recipe.py "as it is" "same, seed 1" "no class weights"
+    python scripts/try_recipe.py --table          # what is there, as Markdown
+
+Without names: all of them. scripts/BENCHMARK.md holds the table.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import doors
+from roadseg import dataset1, evaluation, runtime, training, unet
+from roadseg.classes import NUM_SCORED, VOID
+from roadseg.training import Recipe, Stage
+
+BASE = Recipe("trial", (Stage(3, 96, 128), Stage(2, 160, 224)), (160, 224))
+"""What the trials change: shorter than the recipe `cpu`, otherwise like it."""
+
+
+class WithDice(nn.Module):
+    """Cross-entropy with soft Dice beside it (Milletari et al. 2016).
+
+    The source of Dice as a loss: https://arxiv.org/abs/1606.04797.
+    """
+
+    def __init__(self, plain: nn.CrossEntropyLoss) -> None:
+        super().__init__()
+        self.plain = plain
+        self.weight = plain.weight
+
+    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """Return the sum of both losses; logits (N, 12, H, W), masks (N, H, W)."""
+        p = logits.float().softmax(1)[:, :NUM_SCORED]
+        truth = F.one_hot(masks, VOID + 1).movedim(-1, 1)[:, :NUM_SCORED]
+        p = p * (masks != VOID)[:, None]
+        both, sizes = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
+        there = truth.sum((0, 2, 3)) > 0
+        return self.plain(logits, masks) + 1 - (2 * both / sizes)[there].mean()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One change of the recipe.
+
+    Attributes:
+        changes: Fields of the recipe.
+        dice: Soft Dice beside cross-entropy.
+        average: Decay of a moving average of the weights, which is then scored.
+        frozen: Epochs in which the encoder stays as it is.
+        constant: Rates that stand still instead of one-cycle, at this share of
+            their peaks.
+    """
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    dice: bool = False
+    average: float | None = None
+    frozen: int = 0
+    constant: float | None = None
+
+
+TRIALS = {
+    "as it is": Trial(),
+    "as it is, seed 1": Trial({"seed": 1}),
+    "class weights, power 1/3": Trial({"class_weights": 1 / 3}),
+    "class weights, power 1/4": Trial({"class_weights": 0.25}),
+    "class weights, none": Trial({"class_weights": 0.0}),
+    "rates 3e-4 and 1e-3": Trial({"lr_encoder": 3e-4, "lr_decoder": 1e-3}),
+    "rates 1e-3 and 4e-3": Trial({"lr_encoder": 1e-3, "lr_decoder": 4e-3}),
+    "one rate, 1e-3": Trial({"lr_encoder": 1e-3, "lr_decoder": 1e-3}),
+    "a tenth for the encoder": Trial({"lr_encoder": 2e-4}),
+    "constant rates, 0.3 of the peaks": Trial(constant=0.3),
+    # about as many pixels in all as the two sizes of the base
+    "one size, 160 x 224": Trial({"stages": (Stage(3, 160, 224),)}),
+    "one size, 96 x 128": Trial({"stages": (Stage(9, 96, 128),), "feed": (96, 128)}),
+    "no crop": Trial({"crop": 1.0}),
+    "no change of colour": Trial({"jitter": 0.0}),
+    "batches of 4": Trial({"batch_size": 4}),
+    "batches of 16": Trial({"batch_size": 16}),
+    "encoder frozen for 2 epochs": Trial(frozen=2),
+    "Dice beside cross-entropy": Trial(dice=True),
+    "moving average of the weights": Trial(average=0.98),
+    "float32": Trial({"precision": "no"}),
+}
+
+
+@contextlib.contextmanager
+def changed(trial: Trial, model: unet.UNet) -> Iterator[list[nn.Module]]:
+    """Put what is no field of a recipe into the training; yield the networks to score.
+
+    The list holds the network itself, or its moving average.
+    """
+    scored: list[nn.Module] = [model]
+    with contextlib.ExitStack() as stack:
+
+        def put(owner: object, name: str, value: object) -> None:
+            stack.enter_context(mock.patch.object(owner, name, value))
+
+        make_loss, make_optimiser = training.make_loss, training.make_optimiser
+        if trial.dice:
+            put(training, "make_loss", lambda *a: WithDice(make_loss(*a)))
+        if trial.constant:
+            put(
+                torch.optim.lr_scheduler,
+                "OneCycleLR",
+                lambda optimiser, max_lr, total_steps, pct_start: (
+                    torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: share)
+                ),
+            )
+            share = trial.constant
+        if trial.average:
+            average = torch.optim.swa_utils.AveragedModel(
+                model,
+                multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(trial.average),
+                use_buffers=True,
+            )
+            scored[0] = average.module
+
+            def averaged(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+                optimiser = make_optimiser(model, recipe)
+                optimiser.register_step_post_hook(
+                    lambda *_: average.update_parameters(model)
+                )
+                return optimiser
+
+            put(training, "make_optimiser", averaged)
+        yield scored
+
+
+def train(trial: Trial, scenes: dataset1.RoadScenes) -> tuple[nn.Module, float]:
+    """Train by a trial; return the network to score and the seconds it took."""
+    recipe = replace(BASE, **trial.changes)
+    runtime.seed_everything(recipe.seed)
+    model = unet.UNet(encoder_weights=unet.find_encoder_weights())
+    model.to(runtime.device())
+
+    def thaw(epoch: int, model: unet.UNet) -> None:
+        model.encoder.requires_grad_(epoch >= trial.frozen)
+
+    with changed(trial, model) as scored:
+        model.encoder.requires_grad_(trial.frozen == 0)
+        done = training.fit(model, scenes, recipe, on_epoch=thaw)
+    return scored[0], done.seconds
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the trials that are missing, then print the table."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    missing = [n for n in options.trials if not kept(options.output, n).exists()]
+    if missing and not options.table:
+        scenes, _ = dataset1.load()
+        rest, held = dataset1.split_by_block(scenes)
+        for name in missing:
+            print(f"{name}: {len(rest)} scenes, {len(held)} held out", file=sys.stderr)
+            with contextlib.redirect_stdout(sys.stderr):  # the table alone goes there
+                model, seconds = train(TRIALS[name], rest)
+            feed = replace(BASE, **TRIALS[name].changes).feed
+            scores = evaluation.evaluate(model.eval(), held, feed).as_dict()
+            facts = {"machine": runtime.machine(), "data": scenes.origin}
+            found = {"trial": name, "seconds": seconds} | scores | facts
+            with doors.whole(kept(options.output, name)) as draft:
+                draft.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(options.output))
+    return 0
+
+
+def kept(folder: Path, name: str) -> Path:
+    """Return the file of a trial's result."""
+    return folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
+
+
+def table(folder: Path) -> str:
+    """Return the results that are there as a Markdown table."""
+    lines = ["| trial | acc | mIoU | seconds |", "|---|---|---|---|"]
+    for name in TRIALS:
+        if kept(folder, name).exists():
+            r = json.loads(kept(folder, name).read_text())
+            lines.append(
+                f"| {name} | {r['acc']:.3f} | {r['miou']:.3f} | {r['seconds']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the arguments, run the trials; return the exit status."""
+    description, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("trials", nargs="*", metavar="TRIAL", help="names, see --list")
+    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--table", action="store_true", help="only what is there")
+    parser.add_argument(
+        "--output", type=Path, help="folder (default: build/<profile>/trials)"
+    )
+    options = parser.parse_args(arguments)
+    if unknown := set(options.trials) - set(TRIALS):
+        parser.error(f"no trial {', '.join(sorted(unknown))}: see --list")
+    if options.list:
+        print("\n".join(TRIALS))
+        return 0
+    options.trials = options.trials or list(TRIALS)
+    options.output = options.output or runtime.output_dir() / "trials"
+    return doors.status(lambda: run(options))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,134 @@
+"""The trials of the recipe: what each changes, what is kept, what the table says."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import try_recipe
+from roadseg import dataset1, training, unet
+from roadseg.classes import VOID
+from test_training import Scenes, Small, small
+from try_recipe import BASE, TRIALS, Trial
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, tmp_path):
+    """Small scenes, a small network, two epochs."""
+    monkeypatch.setenv("ROADSEG_DEVICE", "cpu")
+    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
+    monkeypatch.setenv("ROADSEG_OUTPUT", str(tmp_path))
+    stages = (training.Stage(2, 32, 32),)
+    monkeypatch.setattr(
+        try_recipe, "BASE", replace(BASE, stages=stages, feed=(32, 32), batch_size=2)
+    )
+    monkeypatch.setattr(unet, "UNet", lambda encoder_weights: Small())
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_every_trial_is_a_recipe_and_keeps_a_file_of_its_own(name, tmp_path):
+    assert replace(BASE, **TRIALS[name].changes).epochs >= 1
+    assert len({try_recipe.kept(tmp_path, n) for n in TRIALS}) == len(TRIALS)
+
+
+def weights_of(trial):
+    """Train by a trial; return the weights to score, in one vector."""
+    model, seconds = try_recipe.train(trial, Scenes(4))
+    assert seconds > 0
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        Trial({"seed": 1}),
+        Trial({"class_weights": 0.0}),
+        Trial(dice=True),
+        Trial(average=0.5),
+        Trial(constant=0.3),
+        Trial(frozen=1),
+    ],
+)
+def test_a_trial_changes_what_is_learnt_and_nothing_stays_changed(trial):
+    plain = weights_of(Trial())
+    assert not torch.equal(weights_of(trial), plain)
+    assert torch.equal(weights_of(Trial()), plain)
+
+
+def test_a_frozen_encoder_stands_still():
+    trial = Trial(frozen=2)
+    model, _ = try_recipe.train(trial, Scenes(4))
+    training.runtime.seed_everything(BASE.seed)
+    start = Small()
+    assert torch.equal(model.encoder[0].weight, start.encoder[0].weight)
+    assert not torch.equal(model.head[1].weight, start.head[1].weight)
+
+
+def test_the_moving_average_is_one():
+    model = small()
+    with try_recipe.changed(Trial(average=0.75), model) as scored:
+        optimiser = training.make_optimiser(model, BASE)
+        seen = []
+        for _ in range(3):
+            model(torch.ones(1, 3, 4, 4)).sum().backward()
+            optimiser.step()
+            seen.append(model.head[1].weight.detach().clone())
+        wanted = seen[0]  # the first step begins the average
+        for weight in seen[1:]:
+            wanted = 0.75 * wanted + 0.25 * weight
+        torch.testing.assert_close(scored[0].head[1].weight.detach(), wanted)
+
+
+def test_constant_rates_stand_still():
+    optimiser = training.make_optimiser(small(), BASE)
+    with try_recipe.changed(Trial(constant=0.3), small()):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, max_lr=[1, 1], total_steps=9, pct_start=0.3
+        )
+        for _ in range(3):
+            rates = [group["lr"] for group in optimiser.param_groups]
+            assert rates == [0.3 * BASE.lr_encoder, 0.3 * BASE.lr_decoder]
+            optimiser.step()
+            schedule.step()
+
+
+def test_dice_by_hand():
+    plain = nn.CrossEntropyLoss(ignore_index=VOID)
+    loss = try_recipe.WithDice(plain)
+    masks = torch.tensor([[[3, 8, VOID]]])
+    logits = torch.full((1, 12, 1, 3), -50.0)
+    logits[0, 3, 0, 0] = logits[0, 3, 0, 1] = 50  # right once, wrong once
+    logits[0, 5, 0, 2] = 50  # void: nobody asks
+    # class 3: 2 * 1 / (2 + 1), class 8: 0
+    dice = 1 - (2 / 3 + 0) / 2
+    torch.testing.assert_close(
+        loss(logits, masks) - plain(logits, masks), torch.tensor(dice)
+    )
+
+
+def test_results_are_kept_and_not_measured_twice(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(dataset1, "load", lambda: (Scenes(), None))
+    monkeypatch.setattr(dataset1, "split_by_block", lambda s: (Scenes(4), Scenes(2)))
+    names = ["as it is", "no crop"]
+    assert try_recipe.main([*names, "--output", str(tmp_path / "kept")]) == 0
+    found = json.loads((tmp_path / "kept" / "no-crop.json").read_text())
+    assert found["trial"] == "no crop"
+    assert 0 <= found["miou"] <= 1
+    table = capsys.readouterr().out
+    assert f"| no crop | {found['acc']:.3f} | {found['miou']:.3f} |" in table
+    assert table.count("\n") == 4
+    monkeypatch.setattr(training, "fit", None)  # would fail
+    assert try_recipe.main([*names, "--output", str(tmp_path / "kept")]) == 0
+    assert try_recipe.main(["--table", "--output", str(tmp_path / "kept")]) == 0
+    assert capsys.readouterr().out == 2 * table
+
+
+def test_unknown_names_are_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        try_recipe.main(["faster"])
+    assert stop.value.code == 2
+    assert "no trial faster: see --list" in capsys.readouterr().err
+    assert try_recipe.main(["--list"]) == 0
+    assert capsys.readouterr().out.splitlines() == list(TRIALS)
