@@ -38,7 +38,7 @@ from benchmarking.contestants import CONTESTANTS, Files
 from benchmarking.measuring import BenchmarkError, measure, tell
 from benchmarking.results import KINDS, Results
 from roadseg import dataset1, runtime, synthetic, training, unet
-from roadseg.training import Recipe, Stage
+from roadseg.recipes import Recipe, Stage
 
 SIZES = ((96, 128), (224, 224), (352, 480))
 START = 10.0  # seconds to start a process, for the estimate

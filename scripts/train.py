@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 
 from accelerate import PartialState
 
-from roadseg import dataset1, evaluation, runtime, training, unet
+from roadseg import dataset1, evaluation, recipes, runtime, training, unet
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--profile", choices=runtime.PROFILES, help="how much to do")
-    parser.add_argument("--recipe", choices=training.RECIPES, help="how to train")
+    parser.add_argument("--recipe", choices=recipes.RECIPES, help="how to train")
     arguments = parser.parse_args()
     if arguments.profile:
         os.environ["ROADSEG_PROFILE"] = arguments.profile

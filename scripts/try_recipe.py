@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import doors
 from roadseg import dataset1, evaluation, runtime, training, unet
 from roadseg.classes import NUM_SCORED, VOID
-from roadseg.training import Recipe, Stage
+from roadseg.recipes import Recipe, Stage
 
 BASE = Recipe("trial", (Stage(3, 96, 128), Stage(2, 160, 224)), (160, 224))
 """What the trials change: shorter than the recipe `cpu`, otherwise like it."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from roadseg import dataset1, training, unet
-from roadseg.training import Recipe, Stage
+from roadseg.recipes import Recipe, Stage
 
 
 class Small(nn.Module):

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from roadseg import training
 from roadseg.classes import VOID
-from roadseg.training import Recipe, Stage
+from roadseg.recipes import Recipe, Stage
 from test_training import Scenes, Small
 
 RECIPE = Recipe("test", (Stage(2, 32, 32), Stage(2, 32, 64)), None, batch_size=4)

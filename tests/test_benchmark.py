@@ -16,7 +16,7 @@ import benchmark
 from benchmarking import contestants, measuring, results
 from roadseg import dataset1, unet
 from roadseg.classes import NUM_CLASSES, VOID
-from roadseg.training import Recipe, Stage
+from roadseg.recipes import Recipe, Stage
 
 RECIPE = Recipe("test", (Stage(3, 32, 32), Stage(1, 64, 64)), None, precision="no")
 

@@ -1,4 +1,4 @@
-"""The recipe, the loop and its checkpoints, on a network small enough to be quick."""
+"""The loop, its loss and its pictures, on a network small enough to be quick."""
 
 import copy
 import json
@@ -8,13 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from IPython.core.interactiveshell import InteractiveShell
 from torch import nn
 from torchvision import tv_tensors
 
-from roadseg import runtime, training, unet
+from roadseg import training, unet
 from roadseg.classes import VOID
-from roadseg.training import Recipe, Stage
+from roadseg.recipes import Recipe, Stage
 
 RECIPE = Recipe("test", (Stage(2, 32, 32), Stage(2, 32, 64)), None, batch_size=2)
 
@@ -80,36 +79,6 @@ def fit(folder=None, recipe=RECIPE, stop_in=None, model=None, scenes=None, **mor
 def same_weights(a, b):
     pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
     return all(k == m and torch.equal(v, w) for (k, v), (m, w) in pairs)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch):
-    monkeypatch.setenv("ROADSEG_DEVICE", "cpu")
-    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
-
-
-# --- recipe -------------------------------------------------------------------
-
-
-def test_recipe_refuses_what_cannot_be_trained():
-    with pytest.raises(ValueError, match="at least one epoch"):
-        Recipe("none", (), None)
-    with pytest.raises(ValueError, match="multiple of 32, not 100 x 128"):
-        Recipe("odd", (Stage(1, 100, 128),), None)
-
-
-def test_recipe_by_profile_and_by_name(monkeypatch):
-    assert Recipe.for_profile().name == "quick"
-    assert Recipe.for_profile(runtime.PROFILES["gpu"]).name == "gpu"
-    monkeypatch.setenv("ROADSEG_RECIPE", "cpu-long")
-    assert Recipe.for_profile().name == "cpu-long"
-    monkeypatch.setenv("ROADSEG_RECIPE", "fast")
-    with pytest.raises(ValueError, match="'fast'.*cpu-long"):
-        Recipe.for_profile()
-
-
-def test_every_profile_has_a_recipe():
-    assert set(runtime.PROFILES) <= set(training.RECIPES)
 
 
 # --- loss and augmentation ----------------------------------------------------
@@ -294,158 +263,6 @@ def test_log_is_a_report_of_the_history(capsys):
     log = run.log
     assert capsys.readouterr().out == ""
     assert log.history("train_loss") == [r["train_loss"] for r in run.history]
-
-
-# --- checkpoints --------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stop_in", [2, 3, 4])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_resumed_training_ends_in_the_same_bits(tmp_path, stop_in, precision):
-    recipe = Recipe("test", RECIPE.stages, None, batch_size=2, precision=precision)
-    whole = fit(recipe=recipe)
-    with pytest.raises(training.TrainingInterrupted, match=f"after {stop_in - 1} of 4"):
-        fit(tmp_path, recipe, stop_in)
-    resumed = fit(tmp_path, recipe, model=small(5))
-    assert same_weights(whole.model, resumed.model)
-    keep = ("epoch", "height", "width", "train_loss", "train_acc", "score")
-    for a, b in zip(whole.history, resumed.history, strict=True):
-        assert [a[k] for k in keep] == [b[k] for k in keep]
-
-
-def test_a_checkpoint_holds_all_of_the_state(tmp_path):
-    fit(tmp_path)
-    newest = tmp_path / "epoch-004"
-    files = {p.name for p in newest.iterdir()}
-    assert files >= {"model.safetensors", "optimizer.bin", "scheduler.bin"}
-    assert any(f.startswith("random_states") for f in files)
-    schedule = torch.load(newest / "scheduler.bin", weights_only=True)
-    assert schedule["last_epoch"] == 12  # steps taken
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["epoch-003", "epoch-004"]
-
-
-def test_a_finished_training_is_not_repeated(tmp_path):
-    first = fit(tmp_path)
-
-    class Never(Small):
-        def forward(self, x):
-            raise AssertionError("trained again")
-
-    again = fit(tmp_path, model=Never())
-    assert same_weights(first.model, again.model)
-    assert again.history == first.history
-    assert again.seconds == first.seconds
-
-
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
-    whole = fit()
-    with pytest.raises(training.TrainingInterrupted):
-        fit(tmp_path, stop_in=3)
-    newest = tmp_path / "epoch-002" / "optimizer.bin"
-    newest.write_bytes(newest.read_bytes()[:-100])
-    resumed = fit(tmp_path, model=small(5))
-    assert "epoch-002 is damaged (optimizer.bin is changed)" in capsys.readouterr().out
-    assert same_weights(whole.model, resumed.model)
-
-
-DAMAGE = {
-    "cut weights": ("model.safetensors", lambda data: data[:-1]),
-    "one bit": ("model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
-    "empty schedule": ("scheduler.bin", lambda data: b""),
-    "no position": ("position.json", None),
-    "cut position": ("position.json", lambda data: data[:20]),
-    "no checksums": ("sha256.json", None),
-    "cut checksums": ("sha256.json", lambda data: data[:20]),
-    "no names": ("sha256.json", lambda data: b"{}"),
-    "a list": ("sha256.json", lambda data: b"[1]"),
-    "a number": ("sha256.json", lambda data: b"1"),
-}
-
-
-@pytest.mark.parametrize(("name", "spoil"), DAMAGE.values(), ids=DAMAGE)
-def test_any_damage_to_the_newest_checkpoint_is_seen(tmp_path, capsys, name, spoil):
-    whole = fit(tmp_path)
-    file = tmp_path / "epoch-004" / name
-    if spoil:
-        file.write_bytes(spoil(file.read_bytes()))
-    else:
-        file.unlink()
-    assert same_weights(whole.model, fit(tmp_path, model=small(5)).model)
-    assert "epoch-004 is damaged" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("call", "kept"), [("_checksums", 2), ("_sync", 2)])
-def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch, call, kept):
-    whole = fit()
-    calls = []
-
-    def interrupted(folder):
-        calls.append(folder)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(folder)
-
-    real = getattr(training, call)
-    with monkeypatch.context() as m:
-        m.setattr(training, call, interrupted)
-        with pytest.raises(training.TrainingInterrupted, match=f"after {kept} of 4"):
-            fit(tmp_path)
-    assert (tmp_path / f"epoch-{kept:03}").exists()
-    assert not (tmp_path / f"epoch-{kept + 1:03}").exists()
-    assert same_weights(whole.model, fit(tmp_path, model=small(5)).model)
-
-
-def test_ctrl_c_in_a_notebook_is_a_sentence(tmp_path, capsys):
-    shell = InteractiveShell()
-
-    def cell():
-        fit(tmp_path, stop_in=3)
-
-    shell.user_ns["cell"] = cell
-    shell.run_cell("cell()")
-    told = capsys.readouterr().out
-    assert "stopped after 2 of 4 epochs; they are saved" in told
-    assert "Traceback" not in told
-
-
-def test_only_damaged_checkpoints_are_an_error(tmp_path):
-    fit(tmp_path)
-    for path in tmp_path.glob("epoch-*"):
-        (path / "model.safetensors").unlink()
-    with pytest.raises(training.TrainingError, match="no checkpoint .* is whole"):
-        fit(tmp_path)
-    assert len(fit(tmp_path, resume=False).history) == 4
-
-
-def test_a_half_written_checkpoint_is_not_taken_for_whole(tmp_path, monkeypatch):
-    whole = fit()
-    rename = training.os.replace
-
-    def power_cut(source, target):
-        if target.name == "epoch-003":
-            raise OSError("power cut")
-        rename(source, target)
-
-    with monkeypatch.context() as m:
-        m.setattr(training.os, "replace", power_cut)
-        with pytest.raises(OSError, match="power cut"):
-            fit(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        ".draft-epoch-003",
-        "epoch-001",
-        "epoch-002",
-    ]
-    assert same_weights(whole.model, fit(tmp_path).model)
-
-
-def test_another_recipe_does_not_go_on_with_the_old_one(tmp_path):
-    fit(tmp_path)
-    other = Recipe("test", RECIPE.stages, None, batch_size=3)
-    with pytest.raises(training.TrainingError, match="recipe.batch_size was 2, is 3"):
-        fit(tmp_path, other)
-    with pytest.raises(training.TrainingError, match="data was 7 scenes"):
-        fit(tmp_path, scenes=Scenes(6))
-    assert (tmp_path / "epoch-004").is_dir(), "nothing is deleted"
 
 
 # --- the course's own model ---------------------------------------------------

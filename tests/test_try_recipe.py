@@ -10,6 +10,7 @@ from torch import nn
 import try_recipe
 from roadseg import dataset1, training, unet
 from roadseg.classes import VOID
+from roadseg.recipes import Stage
 from test_training import Scenes, Small, small
 from try_recipe import BASE, TRIALS, Trial
 
@@ -17,10 +18,8 @@ from try_recipe import BASE, TRIALS, Trial
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, tmp_path):
     """Small scenes, a small network, two epochs."""
-    monkeypatch.setenv("ROADSEG_DEVICE", "cpu")
-    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
     monkeypatch.setenv("ROADSEG_OUTPUT", str(tmp_path))
-    stages = (training.Stage(2, 32, 32),)
+    stages = (Stage(2, 32, 32),)
     monkeypatch.setattr(
         try_recipe, "BASE", replace(BASE, stages=stages, feed=(32, 32), batch_size=2)
     )

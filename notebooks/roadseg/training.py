@@ -1,4 +1,4 @@
-"""Training: a recipe, a loop on accelerate, checkpoints that resume exactly.
+"""Training: a loop on accelerate that follows a recipe and keeps checkpoints.
 
 The loop is what chapter 4 builds by hand, with what makes it fast and safe around
 it: `accelerate` (https://huggingface.co/docs/accelerate) for devices, precision
@@ -9,14 +9,10 @@ AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
 
 import contextlib
 import copy
-import dataclasses
-import hashlib
 import io
-import json
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -39,133 +35,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from roadseg import runtime, unet
+from roadseg.checkpoints import Checkpoints, TrainingError
 from roadseg.classes import NUM_CLASSES, NUM_SCORED, VOID
 from roadseg.dataset1 import RoadScenes
 from roadseg.evaluation import pixel_counts, predict_scenes
+from roadseg.recipes import Recipe, Stage
 
 if TYPE_CHECKING:
     from torch_snippets import Report
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A number of epochs at one picture size.
-
-    Attributes:
-        epochs: Passes over the training pictures.
-        height: Of the crops that are fed, in pixels, a multiple of 32.
-        width: Likewise.
-    """
-
-    epochs: int
-    height: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what a training does, apart from data and network.
-
-    Attributes:
-        name: What it is called, and the folder its results go to.
-        stages: Sizes in their order; the last is the largest.
-        feed: Height and width that pictures are resized to when predicting, or
-            None for their own size.
-        batch_size: Pictures a step, over all processes.
-        lr_encoder: Highest learning rate of the pretrained encoder.
-        lr_decoder: Highest learning rate of all else.
-        weight_decay: Of AdamW.
-        warmup: Share of the steps in which the rates rise, 0 to 1.
-        crop: Smallest share of a picture's area that a crop keeps, 0 to 1.
-        jitter: Strength of the changes in brightness, contrast and saturation.
-        class_weights: Power of (median frequency / own frequency) that classes
-            weigh in the loss; 0: all alike, see `class_weights`.
-        seed: Of shuffling, augmentation and everything else.
-        precision: bf16, fp16, no (float32), or auto: `runtime.precision`.
-
-    Raises:
-        ValueError: If there is no epoch or a size is not a multiple of 32.
-    """
-
-    name: str
-    stages: tuple[Stage, ...]
-    feed: tuple[int, int] | None
-    batch_size: int = 8
-    lr_encoder: float = 5e-4
-    lr_decoder: float = 2e-3
-    weight_decay: float = 1e-2
-    warmup: float = 0.25
-    crop: float = 0.4
-    jitter: float = 0.3
-    class_weights: float = 0.5
-    seed: int = 0
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError("a recipe needs at least one epoch")
-        for s in self.stages:
-            if s.height % unet.STRIDE or s.width % unet.STRIDE:
-                raise ValueError(
-                    f"a stage's size must be a multiple of {unet.STRIDE}, "
-                    f"not {s.height} x {s.width}"
-                )
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of all stages together."""
-        return sum(s.epochs for s in self.stages)
-
-    @classmethod
-    def for_profile(cls, profile: runtime.Profile | None = None) -> "Recipe":
-        """Return the recipe of a profile, or the one that ``ROADSEG_RECIPE`` names.
-
-        Args:
-            profile: The profile; without it, that of this run.
-
-        Raises:
-            ValueError: If there is no such recipe.
-        """
-        name = os.environ.get("ROADSEG_RECIPE") or (profile or runtime.profile()).name
-        if name not in RECIPES:
-            raise ValueError(
-                f"there is no recipe {name!r}: set ROADSEG_RECIPE to one of "
-                f"{', '.join(RECIPES)}"
-            )
-        return RECIPES[name]
-
-
-RECIPES: dict[str, Recipe] = {
-    r.name: r
-    for r in (
-        Recipe(
-            "quick",
-            (Stage(3, 32, 64), Stage(1, 64, 96)),
-            (64, 96),
-            batch_size=2,
-            lr_encoder=1e-3,  # nothing in it is pretrained
-            lr_decoder=1e-3,
-        ),
-        # fed as they were last trained: on held-out blocks larger was no better
-        Recipe(
-            "cpu",
-            (Stage(6, 96, 128), Stage(5, 160, 224)),
-            (160, 224),
-            class_weights=1 / 3,  # short: rare classes would cost too much accuracy
-        ),
-        Recipe(
-            "cpu-long",
-            (Stage(6, 96, 128), Stage(12, 160, 224), Stage(7, 256, 352)),
-            (256, 352),
-        ),
-        Recipe("gpu", (Stage(20, 192, 256), Stage(20, 352, 480)), None),
-    )
-}
-"""The recipe of each profile, and one for a CPU and a long evening."""
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on; the message says why and what to do."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -622,158 +499,6 @@ def _workers() -> int:
     if runtime.device().type == "cpu" or sys.platform == "win32":
         return 0
     return min(8, max(1, (os.cpu_count() or 2) - 1))
-
-
-# --- checkpoints --------------------------------------------------------------
-
-
-class Checkpoints:
-    """Checkpoints of one training in one folder; the newest two are kept.
-
-    A checkpoint is a folder ``epoch-007`` with what `Accelerator.save_state`
-    writes (network, optimiser, schedule, random states), the position, and
-    checksums. It is written beside and renamed when whole.
-
-    Args:
-        folder: Made if need be.
-        recipe: What the training does.
-        scenes: What it trains on.
-        encoder: Where the encoder's first weights come from.
-
-    Raises:
-        TrainingError: On `position`, if the folder holds another training.
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        recipe: Recipe,
-        scenes: RoadScenes,
-        encoder: str,
-    ) -> None:
-        self.folder = Path(folder)
-        self.kind = {
-            "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
-            "data": f"{len(scenes)} scenes: {scenes.origin}",
-            "encoder": encoder,
-        }
-        self.newest: Path | None = None
-
-    def position(self) -> dict | None:
-        """Return the position of the newest good checkpoint, None without any."""
-        self.newest = None
-        found = sorted(self.folder.glob("epoch-*"), reverse=True)
-        for path in found:
-            if reason := _damage(path):
-                print(f"the checkpoint {path.name} is damaged ({reason}): going back")
-                continue
-            position = json.loads((path / "position.json").read_text())
-            self._same_training(position["kind"])
-            self.newest = path
-            return position
-        if found:
-            raise TrainingError(
-                f"no checkpoint in {runtime.short(self.folder)} is whole: delete the "
-                "folder, or train with resume=False, to begin anew"
-            )
-        return None
-
-    def _same_training(self, kind: dict) -> None:
-        old, new = _flat(kind), _flat(self.kind)
-        changes = [
-            f"{k} was {old.get(k)}, is {new.get(k)}"
-            for k in sorted(old | new)
-            if old.get(k) != new.get(k)
-        ]
-        if changes:
-            raise TrainingError(
-                f"{runtime.short(self.folder)} holds another training "
-                f"({'; '.join(changes)}): choose another folder, or resume=False to "
-                "delete it and begin anew"
-            )
-
-    def load(self, accelerator: Accelerator) -> tuple[list[dict], float]:
-        """Load what `position` found; return the history and the seconds so far."""
-        accelerator.load_state(str(self.newest))
-        position = json.loads((self.newest / "position.json").read_text())
-        return position["history"], position["seconds"]
-
-    def save(
-        self,
-        accelerator: Accelerator,
-        history: list[dict],
-        seconds: float,
-        precision: str,
-    ) -> None:
-        """Write the checkpoint of the last epoch in the history."""
-        name = f"epoch-{len(history):03}"
-        draft = self.folder / f".draft-{name}"
-        if accelerator.is_main_process:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(draft))
-        accelerator.wait_for_everyone()
-        if not accelerator.is_main_process:
-            return
-        position = {
-            "kind": self.kind,
-            "history": history,
-            "seconds": seconds,
-            "precision": precision,
-        }
-        (draft / "position.json").write_text(json.dumps(position, indent=1))
-        (draft / "sha256.json").write_text(json.dumps(_checksums(draft)))
-        _sync(draft)
-        final = self.folder / name
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one of this name
-        os.replace(draft, final)
-        for old in sorted(self.folder.glob("epoch-*"))[:-2]:
-            shutil.rmtree(old)
-
-    def clear(self) -> None:
-        """Delete all checkpoints."""
-        for old in [*self.folder.glob("epoch-*"), *self.folder.glob(".draft-*")]:
-            shutil.rmtree(old)
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "sha256.json":
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            sums[path.relative_to(folder).as_posix()] = digest
-    return sums
-
-
-def _damage(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, None if nothing is."""
-    try:
-        wanted = dict(json.loads((folder / "sha256.json").read_text()))
-        wanted["position.json"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return "it has no readable checksums"
-    found = _checksums(folder)
-    for name, digest in wanted.items():
-        if found.get(name) != digest:
-            return f"{name} is {'changed' if name in found else 'missing'}"
-    return None
-
-
-def _sync(folder: Path) -> None:
-    """Make the system write a folder's files out before it is renamed."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for k, v in tree.items():
-        flat |= _flat(v, f"{k}.") if isinstance(v, dict) else {prefix + k: v}
-    return flat
 
 
 # --- how long it will take ----------------------------------------------------

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from roadseg import dataset1, runtime, training, unet
 from roadseg.classes import NUM_CLASSES, VOID
-from roadseg.training import Recipe, Stage
+from roadseg.recipes import Recipe, Stage
 
 
 def original_network(weights: unet.EncoderWeights) -> nn.Module:

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from benchmarking.contestants import CONTESTANTS, Contestant, Files, read_scenes
 from roadseg import dataset1, evaluation, runtime, training, unet
 from roadseg.classes import NUM_CLASSES, NUM_SCORED
-from roadseg.training import Recipe, Stage
+from roadseg.recipes import Recipe, Stage
 
 MARGIN = 0.85  # share of a budget that is planned: loading comes on top of steps
 

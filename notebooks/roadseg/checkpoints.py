@@ -1,0 +1,167 @@
+"""Checkpoints of a training: whole or not there, checked, and of this very training."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from roadseg import runtime
+from roadseg.dataset1 import RoadScenes
+from roadseg.recipes import Recipe
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on; the message says why and what to do."""
+
+
+class Checkpoints:
+    """Checkpoints of one training in one folder; the newest two are kept.
+
+    A checkpoint is a folder ``epoch-007`` with what `Accelerator.save_state`
+    writes (network, optimiser, schedule, random states), the position, and
+    checksums. It is written beside and renamed when whole.
+
+    Args:
+        folder: Made if need be.
+        recipe: What the training does.
+        scenes: What it trains on.
+        encoder: Where the encoder's first weights come from.
+
+    Raises:
+        TrainingError: On `position`, if the folder holds another training.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        recipe: Recipe,
+        scenes: RoadScenes,
+        encoder: str,
+    ) -> None:
+        self.folder = Path(folder)
+        self.kind = {
+            "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
+            "data": f"{len(scenes)} scenes: {scenes.origin}",
+            "encoder": encoder,
+        }
+        self.newest: Path | None = None
+
+    def position(self) -> dict | None:
+        """Return the position of the newest good checkpoint, None without any."""
+        self.newest = None
+        found = sorted(self.folder.glob("epoch-*"), reverse=True)
+        for path in found:
+            if reason := _damage(path):
+                print(f"the checkpoint {path.name} is damaged ({reason}): going back")
+                continue
+            position = json.loads((path / "position.json").read_text())
+            self._same_training(position["kind"])
+            self.newest = path
+            return position
+        if found:
+            raise TrainingError(
+                f"no checkpoint in {runtime.short(self.folder)} is whole: delete the "
+                "folder, or train with resume=False, to begin anew"
+            )
+        return None
+
+    def _same_training(self, kind: dict) -> None:
+        old, new = _flat(kind), _flat(self.kind)
+        changes = [
+            f"{k} was {old.get(k)}, is {new.get(k)}"
+            for k in sorted(old | new)
+            if old.get(k) != new.get(k)
+        ]
+        if changes:
+            raise TrainingError(
+                f"{runtime.short(self.folder)} holds another training "
+                f"({'; '.join(changes)}): choose another folder, or resume=False to "
+                "delete it and begin anew"
+            )
+
+    def load(self, accelerator: Accelerator) -> tuple[list[dict], float]:
+        """Load what `position` found; return the history and the seconds so far."""
+        accelerator.load_state(str(self.newest))
+        position = json.loads((self.newest / "position.json").read_text())
+        return position["history"], position["seconds"]
+
+    def save(
+        self,
+        accelerator: Accelerator,
+        history: list[dict],
+        seconds: float,
+        precision: str,
+    ) -> None:
+        """Write the checkpoint of the last epoch in the history."""
+        name = f"epoch-{len(history):03}"
+        draft = self.folder / f".draft-{name}"
+        if accelerator.is_main_process:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(draft))
+        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:
+            return
+        position = {
+            "kind": self.kind,
+            "history": history,
+            "seconds": seconds,
+            "precision": precision,
+        }
+        (draft / "position.json").write_text(json.dumps(position, indent=1))
+        (draft / "sha256.json").write_text(json.dumps(_checksums(draft)))
+        _sync(draft)
+        final = self.folder / name
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one of this name
+        os.replace(draft, final)
+        for old in sorted(self.folder.glob("epoch-*"))[:-2]:
+            shutil.rmtree(old)
+
+    def clear(self) -> None:
+        """Delete all checkpoints."""
+        for old in [*self.folder.glob("epoch-*"), *self.folder.glob(".draft-*")]:
+            shutil.rmtree(old)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "sha256.json":
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[path.relative_to(folder).as_posix()] = digest
+    return sums
+
+
+def _damage(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint, None if nothing is."""
+    try:
+        wanted = dict(json.loads((folder / "sha256.json").read_text()))
+        wanted["position.json"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return "it has no readable checksums"
+    found = _checksums(folder)
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            return f"{name} is {'changed' if name in found else 'missing'}"
+    return None
+
+
+def _sync(folder: Path) -> None:
+    """Make the system write a folder's files out before it is renamed."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for k, v in tree.items():
+        flat |= _flat(v, f"{k}.") if isinstance(v, dict) else {prefix + k: v}
+    return flat
