@@ -20,6 +20,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -265,6 +266,9 @@ def execute(
         if strict:
             _refuse_stderr(notebook, path)
     except (ExecutionFailed, KeyboardInterrupt):
+        # nbclient leaves what it was doing when Ctrl-C came, and Python would tell
+        # of it in its last moment, beside our sentence
+        warnings.filterwarnings("ignore", ".* was never awaited", RuntimeWarning)
         clean(notebook)
         write(notebook, failed or out)
         raise

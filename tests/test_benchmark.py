@@ -278,7 +278,8 @@ def test_memory_is_the_peak():
     peak = measuring.peak_memory()
     del block
     assert peak - before > 100 or before > 1000
-    assert measuring.peak_memory() >= peak
+    # what Linux counts lags behind by some pages a thread
+    assert measuring.peak_memory() >= peak - 16
 
 
 # --- the plan -----------------------------------------------------------------
