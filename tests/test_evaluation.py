@@ -136,6 +136,21 @@ def test_logits_are_resized_not_labels():
     assert set(predicted.unique().tolist()) == {0, 2}
 
 
+def test_a_boundary_lies_where_the_logits_between_two_pixels_cross():
+    class Ramp(Paint):
+        def forward(self, x):
+            logits = torch.zeros(len(x), 12, *x.shape[-2:])
+            logits[:, 3] = torch.arange(x.shape[-1])
+            logits[:, 8] = 10.1
+            return logits + self.bias
+
+    predicted = evaluation.predict(Ramp(), torch.zeros(1, 3, 32, 128).byte(), (32, 64))
+    # column j lies at (j + 1/2) / 2 - 1/2 of the smaller one: past 10.1 from 21 on,
+    # where doubled labels would change at an even column
+    assert (predicted == 3).flatten(0, 1).all(0).nonzero()[0] == 21
+    assert (predicted[..., :21] == 8).all()
+
+
 def test_probabilities_sum_to_one_and_flip_mirrors():
     images = torch.randint(0, 11, (2, 3, 32, 64), dtype=torch.uint8)
     p = evaluation.predict_probabilities(Paint(), images)

@@ -155,7 +155,7 @@ def test_a_network_learns_and_comes_back_as_it_was():
     scenes = Scenes(4)
     for image, mask in zip(scenes.images, scenes.masks, strict=True):
         mask[:] = 3
-        mask[24:] = 8
+        mask[:, :24] = 8  # mirrored it is another: both must move alike
         image[:] = mask * 20
     plain = Recipe("plain", (Stage(12, 32, 32),), None, batch_size=2, lr_decoder=3e-2)
     run = fit(recipe=plain, model=model, scenes=scenes)
@@ -166,6 +166,20 @@ def test_a_network_learns_and_comes_back_as_it_was():
     assert "forward" not in vars(model), "accelerate's wrapper is still on"
     assert run.history[0]["score"] == 0.1
     assert run.seconds > 0
+
+
+def test_every_step_begins_without_old_gradients():
+    class Clean(Small):
+        steps = 0
+
+        def forward(self, x):
+            assert all(p.grad is None or not p.grad.any() for p in self.parameters())
+            self.steps += 1
+            return super().forward(x)
+
+    model = Clean()
+    fit(model=model)
+    assert model.steps == 12
 
 
 def test_sizes_follow_the_stages_and_the_schedule_ends():
