@@ -223,6 +223,8 @@ def kernel_environment(profile: str | None = None) -> dict[str, str]:
     """
     environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
     environment["ROADSEG_PROGRESS"] = "0"
+    # kernels before ipykernel 7 tell on stderr that they cannot be debugged
+    environment.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     if profile:
         environment["ROADSEG_PROFILE"] = profile
     for name in LOCAL_FILES:

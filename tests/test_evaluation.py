@@ -57,7 +57,8 @@ def scores_of(truth, guess):
 def test_scores_equal_scikit_learn(seed, void):
     truth, guess = random_masks(seed, 12 if void else 11)
     scores = scores_of(truth, guess)
-    matrix = confusion_matrix(truth.flatten(), guess.flatten(), labels=range(12))
+    truth, guess = truth.numpy(), guess.numpy()
+    matrix = confusion_matrix(truth.ravel(), guess.ravel(), labels=range(12))
     assert (scores.confusion.numpy() == matrix).all()
     keep = truth != VOID
     assert scores.acc == pytest.approx(accuracy_score(truth[keep], guess[keep]))
