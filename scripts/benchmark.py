@@ -281,9 +281,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         complete(options)
         return run(options)
+    # roadseg says with a ValueError what is wrong with weights or a setting
     except (
-        *(BenchmarkError, dataset1.DatasetError, unet.WeightsError),
-        training.TrainingError,
+        *(BenchmarkError, dataset1.DatasetError, training.TrainingError),
+        *(ValueError, OSError),
     ) as error:
         tell(f"error: {error}")
         return 1

@@ -408,13 +408,13 @@ def scores_text(path: Path, since: float) -> str:
         lines = ["Scores at the end of the training, on the test pictures"]
         for key, name, meaning in (
             ("acc", "acc", "pixel accuracy, void left out"),
-            ("acc12", "acc12", "pixel accuracy, void counted as a class"),
+            ("acc12", "acc12", "pixel accuracy, void counted as wrong"),
             ("miou", "mIoU", "mean IoU of the 11 classes"),
         ):
-            lines.append(f"  {name:<14}{scores[key]:.3f}  {meaning}{mark}")
+            lines.append(f"  {name:<15}{scores[key]:.3f}  {meaning}{mark}")
         for name, iou in scores["iou"].items():
             value = "  -  " if iou is None else f"{iou:.3f}"
-            lines.append(f"  IoU {name:<10}{value}{mark}")
+            lines.append(f"  IoU {name:<11}{value}{mark}")
         for key in ("data", "weights", "machine"):
             lines.append(f"{key:<9}{scores[key]}")
         lines.append(f"training {duration(scores['seconds'])}")

@@ -82,13 +82,18 @@ def status(work: Callable[[], int]) -> int:
 
     Errors that nobody foresaw pass, with their traceback.
     """
-    from roadseg import dataset1, training
+    from roadseg import dataset1, runtime, training
 
     try:
         return work()
     # roadseg says with a ValueError what is wrong with a picture, weights, a setting
     except (dataset1.DatasetError, training.TrainingError, ValueError, OSError) as e:
         complain(e)
+        return 1
+    except (RuntimeError, MemoryError) as e:
+        if not runtime.out_of_memory(e):
+            raise
+        complain("this takes more memory than there is: try a smaller --size or batch")
         return 1
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)

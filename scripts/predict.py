@@ -87,9 +87,11 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                 else:
                     predict_picture(network, path, out)
                 done += 1
-            except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                if (reason := why(error, path)) is None:
+                    raise
                 failed += 1
-                doors.complain(why(error, path))
+                doors.complain(reason)
     finally:
         took = f"{time.perf_counter() - start:.1f} s"
         print(f"{done} of {len(files)} done in {took}, see {doors.shown(out)}")
@@ -125,11 +127,13 @@ def in_the_way(files: list[Path], out: Path) -> str | None:
     return None
 
 
-def why(error: BaseException, path: Path) -> str:
-    """Return in words why a file could not be done."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+def why(error: Exception, path: Path) -> str | None:
+    """Return in words why a file could not be done, None if nobody foresaw that."""
+    if runtime.out_of_memory(error):
         return f"{path.name} takes more memory than there is: try a smaller --size"
-    return str(error)
+    if isinstance(error, RuntimeError):
+        return None
+    return str(error) if path.name in str(error) else f"{path.name}: {error}"
 
 
 class Network:

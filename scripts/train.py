@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 
 from accelerate import PartialState
 
+import doors
 from roadseg import dataset1, evaluation, recipes, runtime, training, unet
 
 
@@ -38,13 +39,16 @@ def main() -> int:
         os.environ["ROADSEG_PROFILE"] = arguments.profile
     if arguments.recipe:
         os.environ["ROADSEG_RECIPE"] = arguments.recipe
+    return doors.status(start)
+
+
+def start() -> int:
+    """Train, alone or with others; return the exit status."""
     together = training.processes()
     if alone(together):
-        print(
-            "error: accelerate starts one process on a CPU, however many it is asked "
-            "for (it leaves that to MPI): use torchrun --nproc_per_node N "
-            "scripts/train.py",
-            file=sys.stderr,
+        doors.complain(
+            "accelerate starts one process on a CPU, however many it is asked for (it "
+            "leaves that to MPI): use torchrun --nproc_per_node N scripts/train.py"
         )
         return 1
     if together.num_processes > 1:
@@ -62,21 +66,14 @@ def alone(together: PartialState) -> bool:
 
 def run(together: PartialState) -> int:
     """Train, print the scores; return the exit status."""
-    try:
-        with together.main_process_first():  # one of them downloads
-            train, test = dataset1.load()
-            weights = unet.find_encoder_weights()
-        runtime.describe(data=train.origin, weights=weights.origin)
-        recipe = training.Recipe.for_profile()
-        model, facts = training.trained_model(
-            train, weights, recipe, test.subset([0, len(test) // 2, len(test) - 1])
-        )
-    except (dataset1.DatasetError, unet.WeightsError, training.TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped: checkpoints are kept", file=sys.stderr)
-        return 130
+    with together.main_process_first():  # one of them downloads
+        train, test = dataset1.load()
+        weights = unet.find_encoder_weights()
+    runtime.describe(data=train.origin, weights=weights.origin)
+    recipe = training.Recipe.for_profile()
+    model, facts = training.trained_model(
+        train, weights, recipe, test.subset([0, len(test) // 2, len(test) - 1])
+    )
     if not together.is_main_process:
         return 0
     scores = evaluation.evaluate(model, test, recipe.feed)

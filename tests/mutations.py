@@ -125,8 +125,8 @@ MUTATIONS = (
          "        draft = self.folder / name"),
     _one("another recipe goes on", "checkpoints",
          '            self._same_training(position["kind"])\n', ""),
-    _one("the last checkpoint is deleted", "checkpoints", '"epoch-*"))[:-2]',
-         '"epoch-*"))[1:]'),
+    _one("the last checkpoint is deleted", "checkpoints",
+         "_epochs(self.folder)[:-2]", "_epochs(self.folder)[1:]"),
     # evaluation
     _one("rows and columns of the confusion change places", "evaluation",
          "predicted.long(), truth.long()", "truth.long(), predicted.long()"),

@@ -37,10 +37,12 @@ class Still(Small):
 
 
 def scenes():
-    """Scenes of which the pictures have very different shares of void."""
+    """Scenes of which the pictures have very different shares of void, up to all."""
     made = Scenes(8)
     for i, mask in enumerate(made.masks):
         mask[:, : 7 * i] = VOID
+    for mask in made.masks[-3:]:  # so that a part of a batch is all void
+        mask[:] = VOID
     return made
 
 

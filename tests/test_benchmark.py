@@ -419,6 +419,16 @@ def speed_row(name, train, seed=0, memory=9.0):
     return {"job": job, "date": "2026-01-02T03:04", "took": 1.0} | row
 
 
+def test_repeats_in_two_formats_are_called_so():
+    rows = [
+        speed_row("ours", 2.0, 0),
+        speed_row("ours", 4.0, 1) | {"precision": "bf16"},
+    ]
+    ((_, speed),) = results.medians(rows).items()
+    assert speed["format"] == "bf16 and float32"
+    assert "| bf16 and float32 |" in results.speed_table(results.medians(rows))
+
+
 def test_throughput_is_a_median_and_ours_a_multiple():
     rows = [speed_row("original", t, i) for i, t in enumerate((1.0, 9.0, 2.0))]
     rows += [speed_row("ours", t, i) for i, t in enumerate((6.0, 5.0, 1.0))]
@@ -482,6 +492,31 @@ def test_a_score_within_a_budget_is_the_last_of_the_run_for_it():
         "| 100 s | original | 0.850 | 0.850 | 0.550 | 1 |",
         "| 100 s | smp | unknown | unknown | unknown | 0 |",  # stopped before
         "| 100 s | ours | 0.800 | 0.800 | 0.500 | 1 |",
+    ]
+
+
+def test_a_budget_is_what_the_whole_recipe_takes():
+    rows = [
+        accuracy_row("original", [(90, 0.85), (290, 0.87)], whole=False),
+        accuracy_row("ours", [(10, 0.90), (120, 0.91)]),
+    ]
+    assert results.budget_table(rows).splitlines()[2:] == [
+        "| 200 s | original | 0.850 | 0.850 | 0.550 | 1 |",
+        "| 200 s | ours | 0.910 | 0.910 | 0.610 | 1 |",
+    ]
+
+
+def test_a_run_that_was_stopped_is_called_so():
+    rows = [
+        accuracy_row("original", [(90, 0.85)], whole=False),
+        accuracy_row("ours", [(10, 0.90)]),
+        accuracy_row("ours", [(5, 0.80)], budget=6.0),
+    ]
+    lines = results.last_table(rows).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == [
+        "stopped",
+        "whole",
+        "within 6 s",
     ]
 
 

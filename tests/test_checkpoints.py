@@ -3,6 +3,7 @@
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
+from safetensors import SafetensorError
 
 from roadseg import checkpoints, training
 from roadseg.checkpoints import TrainingError
@@ -157,3 +158,43 @@ def test_another_recipe_does_not_go_on_with_the_old_one(tmp_path):
     with pytest.raises(TrainingError, match="data was 7 scenes"):
         fit(tmp_path, scenes=Scenes(6))
     assert (tmp_path / "epoch-004").is_dir(), "nothing is deleted"
+
+
+def test_the_thousandth_checkpoint_is_the_newest(tmp_path):
+    for name in ("epoch-1000", "epoch-998", "epoch-999", "epoch-notes"):
+        (tmp_path / name).mkdir()
+    names = [p.name for p in checkpoints._epochs(tmp_path)]
+    assert names == ["epoch-998", "epoch-999", "epoch-1000"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("I/O error: No space left on device"),
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64"),
+    ],
+)
+def test_a_full_disk_is_told_in_a_sentence(tmp_path, monkeypatch, error):
+    save = training.Accelerator.save_state
+
+    def full(self, folder, **more):
+        if "epoch-003" in folder:
+            raise error
+        return save(self, folder, **more)
+
+    with monkeypatch.context() as m:
+        m.setattr(training.Accelerator, "save_state", full)
+        with pytest.raises(TrainingError, match="epoch-003 cannot be .* free the disk"):
+            fit(tmp_path)
+    assert same_weights(fit().model, fit(tmp_path).model)
+
+
+def test_an_error_that_is_not_of_writing_keeps_its_traceback(tmp_path, monkeypatch):
+    def wrong(self, folder, **more):
+        raise RuntimeError("sizes do not match")
+
+    monkeypatch.setattr(training.Accelerator, "save_state", wrong)
+    with pytest.raises(RuntimeError, match="sizes do not match") as caught:
+        fit(tmp_path)
+    assert not isinstance(caught.value, TrainingError)

@@ -2,19 +2,25 @@
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import doors
 import evaluate
 import export_onnx
 import predict
 from roadseg import dataset1, evaluation, runtime, synthetic, unet
 from roadseg.classes import NAMES
 
+ROOT = Path(__file__).parents[1]
 SIZE = (64, 96)
 HAS_ONNX = all(importlib.util.find_spec(name) for name in export_onnx.PACKAGES)
 
@@ -301,3 +307,58 @@ def test_proportions_are_kept_unless_they_are_the_same():
     assert height / width == pytest.approx(16 / 9, rel=0.01)
     assert height * width == pytest.approx(256 * 352, rel=0.01)
     assert min(evaluation.feed_size((1, 9999), None)) >= 1
+
+
+def test_memory_that_runs_out_for_one_picture_does_not_stop_the_others(
+    trained, tmp_path, monkeypatch, capsys
+):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("large.png", "small.png"):
+        Image.fromarray(drawn(1)).save(folder / name)
+    whole, calls = predict.predict_picture, []
+
+    def refused(network, path, out):
+        calls.append(path.name)
+        if path.name == "large.png":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+        whole(network, path, out)
+
+    monkeypatch.setattr(predict, "predict_picture", refused)
+    assert predict.main([str(folder), "--model", str(trained), "--out", str(out)]) == 1
+    assert calls == ["large.png", "small.png"]
+    assert "error: large.png takes more memory" in capsys.readouterr().err
+
+
+def test_an_error_names_the_file_and_one_that_nobody_foresaw_passes():
+    path = Path("in/a.png")
+    full = OSError(28, "No space left on device")
+    assert predict.why(full, path) == "a.png: [Errno 28] No space left on device"
+    assert predict.why(ValueError("a.png is empty"), path) == "a.png is empty"
+    assert predict.why(RuntimeError("sizes do not match"), path) is None
+
+
+def test_memory_that_runs_out_ends_a_door_in_a_line(capsys):
+    def work():
+        raise MemoryError
+
+    assert doors.status(work) == 1
+    assert capsys.readouterr().err.startswith("error: this takes more memory")
+
+
+@pytest.mark.parametrize("script", ["train.py", "benchmark.py"])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("ROADSEG_RECIPE", "cpu_long"), ("ROADSEG_DEVICE", "toaster")],
+)
+def test_a_wrong_setting_is_one_line(tmp_path, script, setting, value):
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / script],
+        env=os.environ | {setting: value, "ROADSEG_OUTPUT": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert value in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -11,6 +11,8 @@ def test_recipe_refuses_what_cannot_be_trained():
         Recipe("none", (), None)
     with pytest.raises(ValueError, match="multiple of 32, not 100 x 128"):
         Recipe("odd", (Stage(1, 100, 128),), None)
+    with pytest.raises(ValueError, match="warmup .* less than 1, not 1.0"):
+        Recipe("all warm", (Stage(1, 32, 32),), None, warmup=1.0)
 
 
 def test_recipe_by_profile_and_by_name(monkeypatch):

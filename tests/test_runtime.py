@@ -163,6 +163,43 @@ def test_quick_is_float32_and_a_slow_bf16_is_not_chosen(monkeypatch):
         assert runtime.precision() == chosen
 
 
+def test_a_busy_moment_does_not_choose_the_format(monkeypatch):
+    monkeypatch.setenv("ROADSEG_PROFILE", "cpu")
+    monkeypatch.setenv("ROADSEG_DEVICE", "cpu")
+    runtime.precision.cache_clear()
+    idle, calls = {torch.bfloat16: 1, torch.float32: 2}, []
+
+    def seconds(dtype):
+        calls.append(dtype)
+        return 3 * idle[dtype] if len(calls) <= 5 else idle[dtype]
+
+    monkeypatch.setattr(runtime, "_seconds", seconds)
+    assert runtime.precision() == "bf16"
+    assert calls[:4] == [torch.bfloat16, torch.float32] * 2
+    runtime.precision.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("error", "yes"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), True),
+        (RuntimeError("sizes do not match"), False),
+        (ValueError("not enough memory"), False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error, yes):
+    assert runtime.out_of_memory(error) is yes
+
+
+def test_a_cpu_that_refuses_memory_is_understood():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert runtime.out_of_memory(caught.value)
+
+
 def test_measuring_precision_draws_no_random_numbers_and_works_in_inference_mode():
     torch.manual_seed(0)
     expected = torch.rand(1)

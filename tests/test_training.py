@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 from torchvision import tv_tensors
 
-from roadseg import training, unet
+from roadseg import runtime, training, unet
 from roadseg.classes import VOID
 from roadseg.recipes import Recipe, Stage
 
@@ -302,10 +301,54 @@ def test_trained_model_trains_once_and_says_so(tmp_path, monkeypatch, capsys):
         "Test_000001": [1],
     }
     assert masks["Test_000000"][1].shape == (48, 64)
-    shutil.rmtree(tmp_path / "quick" / "tiny" / "checkpoints")
     other = Recipe("tiny", (Stage(1, 32, 64),), None, batch_size=2)
     training.trained_model(scenes, unet.RANDOM, other)
     assert "is of another recipe" in capsys.readouterr().out
+    assert training.watched_masks(other) == {}  # those were of the other network
+
+
+def test_a_damaged_network_is_taken_from_its_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROADSEG_OUTPUT", str(tmp_path))
+    recipe = Recipe("tiny", (Stage(1, 32, 32),), None, batch_size=2)
+    scenes = Scenes(2)
+    first, facts = training.trained_model(scenes, unet.RANDOM, recipe)
+    path = tmp_path / "quick" / "tiny" / training.MODEL
+    path.write_bytes(path.read_bytes()[:1000])
+    monkeypatch.setattr(training._Trainer, "_epoch", None)  # nothing is trained
+    again, more = training.trained_model(scenes, unet.RANDOM, recipe)
+    assert "is of no use" in capsys.readouterr().out
+    assert same_weights(first, again)
+    assert more == facts
+    assert same_weights(unet.load(path)[0], again)
+
+
+def test_memory_that_runs_out_while_the_time_is_estimated_suggests_a_batch_size(
+    tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setenv("ROADSEG_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(training, "_timed_steps", refuse)
+    recipe = Recipe("tiny", (Stage(1, 32, 32),), None, batch_size=2)
+    with pytest.raises(training.TrainingError, match="batch_size=1"):
+        training.trained_model(Scenes(2), unet.RANDOM, recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "launched", "chosen"),
+    [("cuda:1", False, ["cuda:1"]), ("cuda:1", True, []), ("cuda", False, [])],
+)
+def test_the_gpu_that_is_asked_for_is_the_current_one(
+    monkeypatch, name, launched, chosen
+):
+    found = []
+    monkeypatch.setattr(runtime, "device", lambda: torch.device(name))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda d: found.append(str(d)))
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    training._choose_gpu()
+    assert found == chosen
 
 
 def test_the_estimate_is_positive_and_changes_nothing():

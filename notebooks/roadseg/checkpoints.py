@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from roadseg import runtime
 from roadseg.dataset1 import RoadScenes
@@ -32,7 +33,8 @@ class Checkpoints:
         encoder: Where the encoder's first weights come from.
 
     Raises:
-        TrainingError: On `position`, if the folder holds another training.
+        TrainingError: On `position`, if the folder holds another training; on
+            `save`, if the disk is full.
     """
 
     def __init__(
@@ -53,8 +55,8 @@ class Checkpoints:
     def position(self) -> dict | None:
         """Return the position of the newest good checkpoint, None without any."""
         self.newest = None
-        found = sorted(self.folder.glob("epoch-*"), reverse=True)
-        for path in found:
+        found = _epochs(self.folder)
+        for path in reversed(found):
             if reason := _damage(path):
                 print(f"the checkpoint {path.name} is damaged ({reason}): going back")
                 continue
@@ -103,7 +105,15 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(draft))
+        try:
+            accelerator.save_state(str(draft))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _unwritten(error):
+                raise
+            raise TrainingError(
+                f"{name} cannot be written to {runtime.short(self.folder)} "
+                f"({error}): free the disk, then run it again; those before are kept"
+            ) from None
         accelerator.wait_for_everyone()
         if not accelerator.is_main_process:
             return
@@ -119,13 +129,25 @@ class Checkpoints:
         final = self.folder / name
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of this name
         os.replace(draft, final)
-        for old in sorted(self.folder.glob("epoch-*"))[:-2]:
+        for old in _epochs(self.folder)[:-2]:
             shutil.rmtree(old)
 
     def clear(self) -> None:
         """Delete all checkpoints."""
-        for old in [*self.folder.glob("epoch-*"), *self.folder.glob(".draft-*")]:
+        for old in [*_epochs(self.folder), *self.folder.glob(".draft-*")]:
             shutil.rmtree(old)
+
+
+def _epochs(folder: Path) -> list[Path]:
+    """Return a folder's checkpoints, the oldest first: 1000 comes after 999."""
+    found = [p for p in folder.glob("epoch-*") if p.name[6:].isdigit()]
+    return sorted(found, key=lambda p: int(p.name[6:]))
+
+
+def _unwritten(error: Exception) -> bool:
+    """Return whether an error is of writing; torch has no type of its own for that."""
+    words = ("PytorchStreamWriter", "inline_container")
+    return not isinstance(error, RuntimeError) or any(w in str(error) for w in words)
 
 
 def _checksums(folder: Path) -> dict[str, str]:

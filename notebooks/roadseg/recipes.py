@@ -34,7 +34,7 @@ class Recipe:
         lr_encoder: Highest learning rate of the pretrained encoder.
         lr_decoder: Highest learning rate of all else.
         weight_decay: Of AdamW.
-        warmup: Share of the steps in which the rates rise, 0 to 1.
+        warmup: Share of the steps in which the rates rise, 0 to less than 1.
         crop: Smallest share of a picture's area that a crop keeps, 0 to 1.
         jitter: Strength of the changes in brightness, contrast and saturation.
         class_weights: Power of (median frequency / own frequency) that classes
@@ -63,6 +63,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError("a recipe needs at least one epoch")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"warmup is the share of steps in which rates rise, from 0 to less "
+                f"than 1, not {self.warmup}"
+            )
         for s in self.stages:
             if s.height % unet.STRIDE or s.width % unet.STRIDE:
                 raise ValueError(

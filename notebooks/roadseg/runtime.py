@@ -11,6 +11,7 @@ Settings come from the environment, so that a notebook never branches on them:
 """
 
 import functools
+import math
 import os
 import platform
 import random
@@ -290,7 +291,12 @@ def precision() -> str:
         return "no"
     if here.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(here)[0] >= 8 else "fp16"
-    return "bf16" if _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else "no"
+    formats = (torch.bfloat16, torch.float32)
+    least = dict.fromkeys(formats, math.inf)
+    for _ in range(6):  # in turn, so that a busy moment slows both; the first warms up
+        for dtype in formats:
+            least[dtype] = min(least[dtype], _seconds(dtype))
+    return "bf16" if least[torch.bfloat16] < 0.8 * least[torch.float32] else "no"
 
 
 @torch.inference_mode(False)
@@ -300,14 +306,25 @@ def _seconds(dtype: torch.dtype) -> float:
     weight = torch.ones(128, 128, 3, 3).to(memory_format=torch.channels_last)
     weight.requires_grad_()  # a layer would draw random numbers
     x = torch.ones(4, 128, 56, 56).to(memory_format=torch.channels_last)
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            y = torch.nn.functional.conv2d(x, weight, padding=1)
-        y.float().sum().backward()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    start = time.perf_counter()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        y = torch.nn.functional.conv2d(x, weight, padding=1)
+    y.float().sum().backward()
+    return time.perf_counter() - start
+
+
+def format_name(precision: str) -> str:
+    """Return the name of a number format as people say it: float32 for no."""
+    return "float32" if precision == "no" else precision
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory has run out, on a GPU or a CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # what PyTorch raises when the system refuses memory
+    words = ("t allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(w in str(error) for w in words)
 
 
 def autocast() -> torch.autocast:

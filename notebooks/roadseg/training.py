@@ -9,10 +9,13 @@ AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
 
 import contextlib
 import copy
+import hashlib
 import io
+import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -125,12 +128,14 @@ def class_weights(masks: Iterable[Tensor], power: float = 0.5) -> Tensor:
     """Weigh classes by a power of (median frequency / own frequency).
 
     Median frequency balancing is Eigen and Fergus 2015
-    (https://arxiv.org/abs/1411.4734), used for CamVid by SegNet; its root boosts
-    rare classes less, which costs less accuracy on the common ones.
+    (https://arxiv.org/abs/1411.4734), used for CamVid by SegNet; they count a
+    class in those pictures that show it, we in all. The root boosts rare classes
+    less, which costs less accuracy on the common ones.
 
     Args:
         masks: (H, W) integers, 0 to 11.
-        power: 1 is what they did, 0.5 the root, 0 gives all classes the same.
+        power: 1 takes no root, as they did; 0.5 is the square root; 0 gives all
+            classes the same.
 
     Returns:
         (12,) float32; 0 for void and for classes that never occur.
@@ -216,15 +221,25 @@ def fit(
     return Run(model, trainer.history, trainer.seconds, trainer.precision)
 
 
-def _run_to_the_end(trainer: "_Trainer") -> None:
+@contextlib.contextmanager
+def _memory_in_words(recipe: Recipe) -> Iterator[None]:
+    """Let memory that runs out end in a sentence with a batch size to try."""
     try:
-        trainer.run()
-    except torch.OutOfMemoryError:
-        size = trainer.recipe.batch_size
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not runtime.out_of_memory(error):
+            raise
+        size = recipe.batch_size
         raise TrainingError(
             f"the device's memory does not hold batches of {size}: "
             f"try batch_size={max(1, size // 2)} in the recipe"
         ) from None
+
+
+def _run_to_the_end(trainer: "_Trainer") -> None:
+    try:
+        with _memory_in_words(trainer.recipe):
+            trainer.run()
     except RuntimeError as error:
         if not _lost(error):
             raise
@@ -368,9 +383,7 @@ class _Trainer:
         x = unet.normalise(images).to(memory_format=torch.channels_last)
         masks = masks.long()
         logits = self.model(x)  # (N, 12, H, W)
-        loss = self.loss(logits, masks)
-        if self.many:
-            loss = loss * self._weight(masks)
+        loss = (self._loss_of_part if self.many else self.loss)(logits, masks)
         self.accelerator.backward(loss)
         self.optimiser.step()
         self.schedule.step()
@@ -378,14 +391,19 @@ class _Trainer:
         right, labelled = count_right(logits.detach(), masks)
         return torch.stack([loss.detach().double(), right.double(), labelled.double()])
 
-    def _weight(self, masks: Tensor) -> Tensor:
-        """Return how much this process's part of a batch counts; 1 on average.
+    def _loss_of_part(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """Return the loss of this process's part of a batch.
 
         Cross-entropy is divided by the weights of the pixels that it is of. Parts
-        have different ones; that of the whole batch has to divide them all.
+        have different ones, those that are all void none; what the whole batch has
+        divides them all.
         """
-        own = self.loss.weight[masks].sum()
-        return own / self.accelerator.reduce(own.float(), "mean")
+        weight, void = self.loss.weight, self.loss.ignore_index
+        summed = nn.functional.cross_entropy(
+            logits, masks, weight, ignore_index=void, reduction="sum"
+        )
+        own = weight[masks].sum().float()
+        return summed / self.accelerator.reduce(own, "mean")
 
     def _check(self, losses: Tensor, numbers: list[Tensor], epoch: int) -> None:
         bad = (~losses.isfinite()).nonzero().flatten()
@@ -445,6 +463,16 @@ def make_optimiser(model: unet.UNet, recipe: Recipe) -> torch.optim.AdamW:
     )
 
 
+def _choose_gpu() -> None:
+    """Let the GPU that ``ROADSEG_DEVICE`` names, such as cuda:1, be the current one.
+
+    accelerate takes the current one, unless a launcher gives each process its own.
+    """
+    device = runtime.device()
+    if device.type == "cuda" and device.index and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(device)
+
+
 def _precision(recipe: Recipe) -> str:
     return runtime.precision() if recipe.precision == "auto" else recipe.precision
 
@@ -452,6 +480,7 @@ def _precision(recipe: Recipe) -> str:
 def _accelerator(precision: str, seed: int) -> Accelerator:
     # accelerate keeps one number format a process; a notebook may train in several
     AcceleratorState._reset_state()
+    _choose_gpu()
     return Accelerator(
         mixed_precision=precision,
         cpu=runtime.device().type == "cpu",
@@ -464,6 +493,7 @@ def _accelerator(precision: str, seed: int) -> Accelerator:
 
 def processes() -> PartialState:
     """Return the processes that train together: one, unless a launcher made more."""
+    _choose_gpu()
     return PartialState(cpu=runtime.device().type == "cpu")
 
 
@@ -619,21 +649,25 @@ def _found_or_trained(
 ) -> tuple[unet.UNet, dict]:
     path = folder / MODEL
     kind = {"data": train.origin, "encoder": weights.origin, "recipe": str(recipe)}
-    if path.exists():
-        model, facts = unet.load(path)
-        if all(facts.get(k) == v for k, v in kind.items()):
-            return model.to(runtime.device()), facts
-        print(f"{runtime.short(path)} is of another recipe or other data")
+    if found := _saved(path, kind):
+        return found
+    # a folder for each training: one with other data neither stops nor loses this one
+    digest = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:8]
+    checkpoints = folder / "checkpoints" / digest
+    if not checkpoints.exists() and processes().is_main_process:
+        shutil.rmtree(folder / "watched", ignore_errors=True)  # of another training
     runtime.seed_everything(recipe.seed)
     model = unet.UNet(encoder_weights=weights)
-    expected = estimate_seconds(model, recipe, len(train))
-    print(f"training {recipe.epochs} epochs, about {in_words(expected)}")
+    with _memory_in_words(recipe):
+        expected = estimate_seconds(model, recipe, len(train))
+    in_format = runtime.format_name(runtime.precision())
+    print(f"training {recipe.epochs} epochs, about {in_words(expected)} in {in_format}")
 
     def watch(epoch: int, model: unet.UNet) -> None:
         if watched is not None:
             _write_watched(folder / "watched", epoch, model, watched, recipe)
 
-    run = fit(model, train, recipe, folder / "checkpoints", on_epoch=watch)
+    run = fit(model, train, recipe, checkpoints, on_epoch=watch)
     facts = kind | {
         "seconds": round(run.seconds, 1),
         "epochs": recipe.epochs,
@@ -645,6 +679,21 @@ def _found_or_trained(
     if processes().is_main_process:
         unet.save(model, path, facts)
     return model.eval(), facts
+
+
+def _saved(path: Path, kind: dict) -> tuple[unet.UNet, dict] | None:
+    """Return a saved network of this kind; None, and a sentence, if it is no use."""
+    if not path.exists():
+        return None
+    try:
+        model, facts = unet.load(path)
+    except unet.WeightsError as error:
+        print(f"{runtime.short(path)} is of no use ({error}): it is made anew")
+        return None
+    if all(facts.get(k) == v for k, v in kind.items()):
+        return model.to(runtime.device()), facts
+    print(f"{runtime.short(path)} is of another recipe, other data or encoder weights")
+    return None
 
 
 def _write_watched(

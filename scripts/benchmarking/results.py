@@ -1,6 +1,7 @@
 """What was measured: kept in a file, shown in tables and a plot."""
 
 import json
+import math
 import os
 import statistics
 from datetime import datetime
@@ -103,7 +104,8 @@ def medians(rows: list[dict]) -> dict[tuple, dict]:
         groups.setdefault(key, []).append(row)
     found = {}
     for key, group in sorted(groups.items(), key=lambda item: item[0][:2]):
-        found[key] = {"repeats": len(group), "format": group[-1]["precision"]}
+        formats = sorted({runtime.format_name(r["precision"]) for r in group})
+        found[key] = {"repeats": len(group), "format": " and ".join(formats)}
         for field in ("train", "predict", "memory"):
             values = [r[field] for r in group if r[field] is not None]
             found[key][field] = statistics.median(values) if values else None
@@ -119,8 +121,7 @@ def speed_table(speed: dict[tuple, dict]) -> str:
     for (height, width, name), row in speed.items():
         ours = speed.get((height, width, "ours"))
         gain = f"{ours['train'] / row['train']:.2f} x" if ours else ""
-        format_ = "float32" if row["format"] == "no" else row["format"]
-        line = [f"{height} x {width}", name, format_]
+        line = [f"{height} x {width}", name, row["format"]]
         line += [f"{row['train']:.2f}", "{:.2f} to {:.2f}".format(*row["range"])]
         line += [str(row["repeats"]), f"{row['predict']:.2f}"]
         line += ["unknown" if row["memory"] is None else f"{row['memory']:.0f}"]
@@ -192,10 +193,16 @@ def _first(group: list[dict], measure_: str, goal: float) -> float | None:
 
 
 def budget_table(runs: list[dict]) -> str:
-    """Return the last scores within each budget."""
-    budgets = sorted({r["job"]["budget"] for r in runs if r["job"]["budget"]})
+    """Return the last scores within each budget, and within what ours takes whole.
+
+    The latter is rounded up to full hundreds of seconds.
+    """
+    budgets = {r["job"]["budget"] for r in runs if r["job"]["budget"]}
+    for run in runs:
+        if run["job"]["contestant"] == "ours" and not run["job"]["budget"]:
+            budgets.add(100.0 * math.ceil(run["points"][-1]["seconds"] / 100))
     lines = []
-    for budget in budgets:
+    for budget in sorted(budgets):
         for name, seeds in by_seed(runs).items():
             last = [_within(group, budget) for group in seeds.values()]
             last = [p for p in last if p]
@@ -224,7 +231,8 @@ def last_table(runs: list[dict]) -> str:
     lines = []
     for run in runs:
         job, last = run["job"], run["points"][-1]
-        what = f"within {job['budget']:g} s" if job["budget"] else "whole"
+        what = "whole" if run["whole"] else "stopped"
+        what = f"within {job['budget']:g} s" if job["budget"] else what
         line = [job["contestant"], what, str(job["seed"]), str(last["epoch"])]
         line += [f"{last['seconds']:.0f}"]
         lines.append(line + [f"{last[k]:.3f}" for k in ("acc", "acc12", "miou")])
