@@ -2,7 +2,9 @@
 
 Without --data these are dataset1's 101 test pictures; with it, a folder in the same
 layout (images_prepped_test, annotations_prepped_test: see data/README.md), pictures
-of any size. Prints the three scores of the course and the IoU of each class.
+of any size. They are fed as scripts/predict.py feeds them: at the size that the
+network was trained for, upright and wide ones in their own proportions; with --size
+at that very size. Prints the three scores of the course and the IoU of each class.
 
     python scripts/evaluate.py
     python scripts/evaluate.py --model mine.safetensors --data my_roads --json s.json
@@ -13,10 +15,14 @@ Exit status: 0 done, 1 something cannot be read, 2 wrong arguments, 130 stopped.
 import argparse
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import doors
 from roadseg import classes, dataset1, evaluation, runtime, training
+
+MOST_NAMED = 4
+"""Sizes that are named one by one in what is printed and written."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,16 +55,19 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.json}: there is no such folder, make it first")
     model, facts, feed = training.saved_model(options.model)
     scenes = read(options.data, options.split)
-    size = options.size or feed
+
+    def fed(picture: tuple[int, int]) -> tuple[int, int]:
+        return options.size or evaluation.feed_size(picture, feed)
+
     start = time.perf_counter()
-    scores = evaluation.evaluate(model, scenes, size, options.flip)
+    scores = evaluation.evaluate(model, scenes, fed, options.flip)
     seconds = time.perf_counter() - start
-    fed = f"{size[0]} x {size[1]}" if size else "their own size"
+    sizes = Counter(fed(tuple(image.shape[-2:])) for image in scenes.images)
     record = {
         "data": scenes.origin,
         "trained_on": facts.get("data", "not noted"),
         "encoder": model.origin,
-        "fed_at": fed + (", and mirrored" if options.flip else ""),
+        "fed_at": in_words(sizes) + (", and mirrored" if options.flip else ""),
         "machine": f"{runtime.machine()}, {runtime.precision()}",
     }
     for name, value in record.items():
@@ -73,6 +82,15 @@ def run(options: argparse.Namespace) -> int:
         with doors.whole(options.json) as draft:
             draft.write_text(json.dumps(scores.as_dict() | record, indent=1) + "\n")
     return 0
+
+
+def in_words(sizes: Counter[tuple[int, int]]) -> str:
+    """Return sizes (height, width) and how many pictures have each: commonest first."""
+    if len(sizes) == 1:
+        return "{} x {}".format(*next(iter(sizes)))
+    most = [f"{h} x {w} ({n})" for (h, w), n in sizes.most_common(MOST_NAMED)]
+    rest = len(sizes) - len(most)
+    return ", ".join(most) + (f" and {rest} other sizes" if rest else "")
 
 
 def read(folder: Path | None, split: str) -> dataset1.RoadScenes:

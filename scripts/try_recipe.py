@@ -5,7 +5,8 @@ blocks of training frames is held out (`dataset1.split_by_block`), the network i
 trained on the rest, and the blocks are scored. Each trial is one training; its result
 is kept in a file of its own as soon as it is there, so several can run side by side
 (seconds then mean little, scores do not suffer) and the same command goes on from
-where it was stopped.
+where it was stopped. All results in a folder come from the same data, encoder weights
+and base recipe, or they could not be compared; drawn scenes are for the profile quick.
 
     python scripts/try_recipe.py --list
     python scripts/try_recipe.py "as it is" "same, seed 1" "no class weights"
@@ -36,6 +37,9 @@ from roadseg.recipes import Recipe, Stage
 
 BASE = Recipe("trial", (Stage(3, 96, 128), Stage(2, 160, 224)), (160, 224))
 """What the trials change: shorter than the recipe `cpu`, otherwise like it."""
+
+FACTS = ("data", "encoder", "base")
+"""What results must have in common to be compared; kept with each."""
 
 
 class WithDice(nn.Module):
@@ -147,11 +151,13 @@ def changed(trial: Trial, model: unet.UNet) -> Iterator[list[nn.Module]]:
         yield scored
 
 
-def train(trial: Trial, scenes: dataset1.RoadScenes) -> tuple[nn.Module, float]:
+def train(
+    trial: Trial, scenes: dataset1.RoadScenes, weights: unet.EncoderWeights
+) -> tuple[nn.Module, float]:
     """Train by a trial; return the network to score and the seconds it took."""
     recipe = replace(BASE, **trial.changes)
     runtime.seed_everything(recipe.seed)
-    model = unet.UNet(encoder_weights=unet.find_encoder_weights())
+    model = unet.UNet(encoder_weights=weights)
     model.to(runtime.device())
 
     def thaw(epoch: int, model: unet.UNet) -> None:
@@ -164,24 +170,40 @@ def train(trial: Trial, scenes: dataset1.RoadScenes) -> tuple[nn.Module, float]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the trials that are missing, then print the table."""
+    """Run the trials that are missing, then print the table.
+
+    Raises:
+        ValueError: If the scenes are drawn, but for the profile quick, or results in
+            the folder were made from something else.
+    """
     options.output.mkdir(parents=True, exist_ok=True)
-    missing = [n for n in options.trials if not kept(options.output, n).exists()]
-    if missing and not options.table:
-        scenes, _ = dataset1.load()
-        rest, held = dataset1.split_by_block(scenes)
-        for name in missing:
-            print(f"{name}: {len(rest)} scenes, {len(held)} held out", file=sys.stderr)
-            with contextlib.redirect_stdout(sys.stderr):  # the table alone goes there
-                model, seconds = train(TRIALS[name], rest)
-            feed = replace(BASE, **TRIALS[name].changes).feed
-            scores = evaluation.evaluate(model.eval(), held, feed).as_dict()
-            facts = {"machine": runtime.machine(), "data": scenes.origin}
-            found = {"trial": name, "seconds": seconds} | scores | facts
-            with doors.whole(kept(options.output, name)) as draft:
-                draft.write_text(json.dumps(found, indent=1) + "\n")
+    if not options.table:
+        with contextlib.redirect_stdout(sys.stderr):  # the table alone goes there
+            measure(options.trials, options.output)
     print(table(options.output))
     return 0
+
+
+def measure(names: list[str], folder: Path) -> None:
+    """Run the trials that are missing in a folder; see `run`."""
+    scenes, _ = dataset1.load()
+    if not scenes.real and runtime.profile().name != "quick":
+        raise ValueError(
+            f"trials on {scenes.origin} say nothing about dataset1: get dataset1 "
+            "first (data/README.md), or set ROADSEG_PROFILE=quick to try the script"
+        )
+    weights = unet.find_encoder_weights()
+    facts = {"data": scenes.origin, "encoder": weights.origin, "base": str(BASE)}
+    results(folder, facts)  # also where nothing is missing: is what is there ours?
+    rest, held = dataset1.split_by_block(scenes)
+    for name in [n for n in names if not kept(folder, n).exists()]:
+        print(f"{name}: {len(rest)} scenes, {len(held)} held out")
+        model, seconds = train(TRIALS[name], rest, weights)
+        feed = replace(BASE, **TRIALS[name].changes).feed
+        scores = evaluation.evaluate(model.eval(), held, feed).as_dict()
+        found = {"trial": name, "seconds": seconds, "machine": runtime.machine()}
+        with doors.whole(kept(folder, name)) as draft:
+            draft.write_text(json.dumps(found | scores | facts, indent=1) + "\n")
 
 
 def kept(folder: Path, name: str) -> Path:
@@ -189,15 +211,45 @@ def kept(folder: Path, name: str) -> Path:
     return folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
 
 
-def table(folder: Path) -> str:
-    """Return the results that are there as a Markdown table."""
-    lines = ["| trial | acc | mIoU | seconds |", "|---|---|---|---|"]
+def results(folder: Path, facts: dict[str, str] | None = None) -> dict[str, dict]:
+    """Return the results that are there, by the name of the trial.
+
+    Args:
+        folder: Where they are.
+        facts: `FACTS` that all must have; without them, those of the first.
+
+    Raises:
+        ValueError: If the facts of one are others.
+    """
+    found = {}
     for name in TRIALS:
-        if kept(folder, name).exists():
-            r = json.loads(kept(folder, name).read_text())
-            lines.append(
-                f"| {name} | {r['acc']:.3f} | {r['miou']:.3f} | {r['seconds']:.0f} |"
-            )
+        if not (path := kept(folder, name)).exists():
+            continue
+        result = json.loads(path.read_text())
+        own = {fact: result.get(fact, "not noted") for fact in FACTS}
+        facts = facts or own
+        for fact in FACTS:
+            if own[fact] != facts[fact]:
+                raise ValueError(
+                    f"{doors.shown(path)} cannot be compared with the other trials, "
+                    f"its {fact} is: {own[fact]}, not: {facts[fact]}. Move it away, "
+                    "or choose another folder with --output"
+                )
+        found[name] = result
+    return found
+
+
+def table(folder: Path) -> str:
+    """Return the results that are there as a Markdown table, and what all are of."""
+    found = results(folder)
+    lines = ["| trial | acc | mIoU | seconds |", "|---|---|---|---|"]
+    for name, r in found.items():
+        lines.append(
+            f"| {name} | {r['acc']:.3f} | {r['miou']:.3f} | {r['seconds']:.0f} |"
+        )
+    for result in list(found.values())[:1]:
+        about = "; ".join(f"{f}: {result.get(f, 'not noted')}" for f in FACTS)
+        lines += ["", f"All with {about}."]
     return "\n".join(lines)
 
 

@@ -106,6 +106,10 @@ def silent(handler):
     time.sleep(0.8)
 
 
+def lengthless(handler):
+    send(handler, BODY, "abc")
+
+
 def test_a_download_has_every_byte(web, tmp_path):
     archives.download(web(BODY), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == BODY
@@ -120,8 +124,9 @@ def test_a_download_has_every_byte(web, tmp_path):
         (broken_off, "the download broke off", 2),
         (stalled, "the download broke off", 2),
         (silent, r"cannot be reached \(ReadTimeout", 1),
+        (lengthless, r"the server's answer makes no sense \(.*'abc'", 1),
     ],
-    ids=["404", "503", "reset", "stalled", "silent"],
+    ids=["404", "503", "reset", "stalled", "silent", "length"],
 )
 def test_a_server_that_does_not_deliver_is_told(web, tmp_path, bad, reason, asked):
     with pytest.raises(DatasetError, match=f"^{reason}"):
@@ -221,6 +226,23 @@ def test_symbolic_links_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="Z_01.png' is a symbolic link"):
         archives.unpack(tmp_path / "a.zip", tmp_path / "new", all_of)
     assert left_in(tmp_path) == ["a.zip"]
+
+
+@pytest.mark.parametrize("name", ["n" * 256 + ".txt", "n" * 256 + "/1.txt"])
+def test_names_that_no_disk_takes_are_refused(tmp_path, name):
+    (tmp_path / "a.zip").write_bytes(zipped(FILES | {name: b"?"}))
+    with pytest.raises(DatasetError, match="a name of over 255 characters.*'nnn"):
+        archives.unpack(tmp_path / "a.zip", tmp_path / "new", all_of)
+    assert left_in(tmp_path) == ["a.zip"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows gives another error")
+def test_a_name_that_this_disk_does_not_take_is_the_archives_fault(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped(FILES))
+    with pytest.raises(DatasetError, match=r"damaged or cut one \(File name too long"):
+        archives.unpack(
+            tmp_path / "a.zip", tmp_path, lambda names: {"n" * 300: names[0]}
+        )
 
 
 @pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

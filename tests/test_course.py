@@ -409,7 +409,7 @@ def test_a_run_without_the_site_is_a_run(checkout):
     rc, out, err = finish(start(checkout, "run", "--no-venv", env=nowhere))
 
     assert rc == 0
-    assert "  mIoU          0.600" in out
+    assert "  mIoU           0.600" in out
     (said,) = [x for x in out.splitlines() if x.startswith("The site")]
     assert "chapters store: not built. " in said
     assert said.endswith("then call: python3 scripts/course.py book.")
@@ -485,7 +485,7 @@ def test_scores_of_real_data_are_not_marked(tmp_path):
 
     text = course.scores_text(path, since=time.time())
 
-    assert "mIoU          0.600" in text
+    assert "mIoU           0.600" in text
     assert "NOT COMPARABLE" not in text
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -230,18 +231,46 @@ def test_scores_are_those_of_roadseg(trained, roads, tmp_path, capsys):
     arguments = ["--model", str(trained), "--data", str(roads)]
     assert evaluate.main([*arguments, "--json", str(target)]) == 0
     model, _ = unet.load(trained)
-    scores = evaluation.evaluate(model, dataset1.RoadScenes(roads, "test"), SIZE)
+    scenes = dataset1.RoadScenes(roads, "test")
+    scores = evaluation.evaluate(
+        model, scenes, lambda picture: evaluation.feed_size(picture, SIZE)
+    )
     shown = capsys.readouterr().out
     assert str(scores) in shown
     assert all(name in shown for name in NAMES[:11])
     found = json.loads(target.read_text())
     assert found.items() >= scores.as_dict().items()
-    assert found["fed_at"] == "64 x 96"
+    assert found["fed_at"] == "64 x 96 (2), 55 x 111 (1)"  # one is wider
     assert found["real_data"] is True
-    own = evaluation.evaluate(model, dataset1.RoadScenes(roads, "test"), (32, 64))
+    own = evaluation.evaluate(model, scenes, (32, 64))
     assert evaluate.main([*arguments, "--size", "32x64"]) == 0
-    assert str(own) in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert str(own) in shown
+    assert re.search(r"^fed at +32 x 64$", shown, re.M)
     assert str(own) != str(scores), "the size made no difference"
+
+
+def test_what_is_scored_is_what_predict_writes(trained, roads, tmp_path, capsys):
+    pictures, annotations = (roads / name for name in dataset1.folders("test"))
+    out, model = tmp_path / "out", ["--model", str(trained)]
+    assert predict.main([str(pictures), *model, "--out", str(out)]) == 0
+    masks = [out / f"{path.stem}_mask.png" for path in sorted(pictures.iterdir())]
+    read = [[np.array(Image.open(p)) for p in sorted(annotations.iterdir())]]
+    read += [[np.array(Image.open(p)) for p in masks]]
+    scores = evaluation.score(*(map(torch.from_numpy, ids) for ids in read))
+    capsys.readouterr()
+    assert evaluate.main([*model, "--data", str(roads)]) == 0
+    # batches round otherwise than single pictures
+    found = re.search(r"^acc ([\d.]+)", capsys.readouterr().out, re.M)
+    assert float(found[1]) == pytest.approx(scores.acc, abs=2e-3)
+
+
+def test_many_sizes_are_told_in_short():
+    sizes = {(9, n): n for n in range(1, 8)}
+    assert evaluate.in_words(Counter(sizes)) == (
+        "9 x 7 (7), 9 x 6 (6), 9 x 5 (5), 9 x 4 (4) and 3 other sizes"
+    )
+    assert evaluate.in_words(Counter({(9, 7): 101})) == "9 x 7"
 
 
 def test_drawn_scenes_are_marked(trained, tmp_path, monkeypatch, capsys):

@@ -177,6 +177,21 @@ def test_evaluate_takes_pictures_of_several_sizes():
     assert str(scores) == "acc 1.000   acc12 1.000   mIoU 1.000"
 
 
+def test_each_picture_is_fed_at_the_size_that_its_own_asks_for():
+    class Spy(Paint):
+        fed = []
+
+        def forward(self, x):
+            self.fed.append(tuple(x.shape[-2:]))
+            return super().forward(x)
+
+    masks = [torch.full(s, 4).byte() for s in [(64, 96), (64, 96), (128, 32)]]
+    scenes = Scenes([m.expand(3, -1, -1) for m in masks], masks)
+    sizes = {(64, 96): (32, 64), (128, 32): (96, 32)}
+    assert evaluation.evaluate(Spy(), scenes, sizes.__getitem__).acc == 1.0
+    assert Spy.fed == [(32, 64), (96, 32)]
+
+
 def test_baselines_by_hand():
     train = [torch.tensor([[0, 3, 3]]), torch.tensor([[0, 3, 1]])]
     test = [torch.tensor([[0, 3, VOID]])]

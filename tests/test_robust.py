@@ -301,6 +301,8 @@ HOSTILE = {
     "stalled": (stalled, "the download broke off"),
     "reset": (reset, "the download broke off"),
     "shorter than announced": (too_long, "the download broke off"),
+    "length in letters": (lambda h: send(h, MINE, "abc"), "makes no sense"),
+    "two lengths": (lambda h: send(h, MINE, f"{len(MINE)}, {len(MINE)}"), "no sense"),
     "a range": (a_range, "damaged or cut"),
     "redirect loop": (redirect_loop, "the server answered 302"),
     "404": (lambda h: h.send_error(404), "the server answered 404"),
@@ -327,6 +329,10 @@ HOSTILE = {
     "dots": (with_member("dataset1/../../evil.png"), "points outside"),
     "absolute": (with_member("/tmp/evil.png"), "points outside"),
     "drive": (with_member("C:\\evil.png"), "points outside"),
+    "long name": (
+        with_member(f"{FOLDERS[0]}/{'n' * 300}.png"),
+        "a name of over 255 characters",
+    ),
     "link": (with_link(), "is a symbolic link"),
 }
 
@@ -678,6 +684,54 @@ def result(call, refusal: type[Exception]) -> tuple:
         return None, str(error)
 
 
+BAD_NOTES = {
+    "no TIFF": b"no note at all",
+    "empty": b"Exif\0\0",
+    "cut in its head": b"II*\0",
+    "no list where it says": b"II*\0\xff\xff\0\0",
+    "cut in its list": b"II*\0\x08\0\0\0\x05\0\x12\x01",
+    "a turn without a number": b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\0\0\0\0"
+    + bytes(8),
+    "a turn in words": b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04six\0" + bytes(4),
+}
+NOTES = st.tuples(
+    st.sampled_from(["png", "jpeg", "webp"]),
+    st.sampled_from(list(BAD_NOTES.values()))
+    | st.binary(min_size=1, max_size=40)
+    | st.binary(max_size=60).map(lambda rest: b"II*\0\x08\0\0\0" + rest),
+)
+
+
+def noted(kind: str, note: bytes) -> bytes:
+    """Return the bytes of a picture with an EXIF note."""
+    file = io.BytesIO()
+    Image.fromarray(scene(3)[0]).save(file, kind, exif=note)
+    return file.getvalue()
+
+
+def check_noted(case, folder: Path) -> None:
+    """Whatever its note, a picture is read, or one sentence names it."""
+    kind, note = case
+    path = folder / "noted picture.bin"
+    path.write_bytes(noted(kind, note))
+    for sub in FOLDERS[:2]:
+        (folder / sub).mkdir()
+    (folder / FOLDERS[0] / "A 1.png").write_bytes(noted("png", note))
+    (folder / FOLDERS[1] / "A 1.png").write_bytes(png(scene(3)[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about what it repairs
+        _, told = result(lambda: evaluation.read_picture(path), ValueError)
+        assert not told or told.startswith("noted picture.bin cannot be read")
+        _, told = result(lambda: RoadScenes(folder, "train"), DatasetError)
+        assert not told or "/A 1.png" in told
+
+
+@pytest.mark.parametrize("note", BAD_NOTES.values(), ids=BAD_NOTES)
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_broken_note_is_no_other_error(tmp_path, kind, note):
+    check_noted((kind, note), tmp_path)
+
+
 def picture_files() -> dict[str, bytes]:
     picture = drawn("RGB", (9, 13), 1)[0]
     note = Image.Exif()
@@ -797,6 +851,7 @@ CHECKS = {
     "partners": (check_partners, SETS, 100),
     "spoilt pictures": (check_spoilt_picture, SPOILT, 300),
     "spoilt pairs": (check_spoilt_pair, st.tuples(st.integers(0, 1), DAMAGE), 150),
+    "noted pictures": (check_noted, NOTES, 300),
     "spoilt archives": (
         check_spoilt_archive,
         st.tuples(st.sampled_from(sorted(ARCHIVES)), DAMAGE),

@@ -1,6 +1,7 @@
 """The trials of the recipe: what each changes, what is kept, what the table says."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -34,7 +35,7 @@ def test_every_trial_is_a_recipe_and_keeps_a_file_of_its_own(name, tmp_path):
 
 def weights_of(trial):
     """Train by a trial; return the weights to score, in one vector."""
-    model, seconds = try_recipe.train(trial, Scenes(4))
+    model, seconds = try_recipe.train(trial, Scenes(4), unet.RANDOM)
     assert seconds > 0
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -58,7 +59,7 @@ def test_a_trial_changes_what_is_learnt_and_nothing_stays_changed(trial):
 
 def test_a_frozen_encoder_stands_still():
     trial = Trial(frozen=2)
-    model, _ = try_recipe.train(trial, Scenes(4))
+    model, _ = try_recipe.train(trial, Scenes(4), unet.RANDOM)
     training.runtime.seed_everything(BASE.seed)
     start = Small()
     assert torch.equal(model.encoder[0].weight, start.encoder[0].weight)
@@ -107,9 +108,16 @@ def test_dice_by_hand():
     )
 
 
-def test_results_are_kept_and_not_measured_twice(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(dataset1, "load", lambda: (Scenes(), None))
+@pytest.fixture
+def data(monkeypatch):
+    """A few scenes instead of dataset1, to be called real or not."""
+    scenes = Scenes()
+    monkeypatch.setattr(dataset1, "load", lambda: (scenes, None))
     monkeypatch.setattr(dataset1, "split_by_block", lambda s: (Scenes(4), Scenes(2)))
+    return scenes
+
+
+def test_results_are_kept_and_not_measured_twice(data, monkeypatch, tmp_path, capsys):
     names = ["as it is", "no crop"]
     assert try_recipe.main([*names, "--output", str(tmp_path / "kept")]) == 0
     found = json.loads((tmp_path / "kept" / "no-crop.json").read_text())
@@ -117,11 +125,75 @@ def test_results_are_kept_and_not_measured_twice(monkeypatch, tmp_path, capsys):
     assert 0 <= found["miou"] <= 1
     table = capsys.readouterr().out
     assert f"| no crop | {found['acc']:.3f} | {found['miou']:.3f} |" in table
-    assert table.count("\n") == 4
+    assert table.count("\n") == 6
+    assert f"All with data: {data.origin}; encoder: {unet.RANDOM.origin}" in table
+    facts = (found["data"], found["encoder"], found["base"])
+    assert facts == (data.origin, unet.RANDOM.origin, str(try_recipe.BASE))
     monkeypatch.setattr(training, "fit", None)  # would fail
     assert try_recipe.main([*names, "--output", str(tmp_path / "kept")]) == 0
     assert try_recipe.main(["--table", "--output", str(tmp_path / "kept")]) == 0
     assert capsys.readouterr().out == 2 * table
+
+
+def other_data(monkeypatch, data):
+    data.origin = "other scenes"
+
+
+def other_weights(monkeypatch, data):
+    weights = replace(unet.RANDOM, origin="ImageNet")
+    monkeypatch.setattr(unet, "find_encoder_weights", lambda: weights)
+
+
+def other_stages(monkeypatch, data):
+    base = replace(try_recipe.BASE, stages=(Stage(1, 32, 32),))
+    monkeypatch.setattr(try_recipe, "BASE", base)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [(other_data, "data"), (other_weights, "encoder"), (other_stages, "base")],
+)
+def test_results_that_cannot_be_compared_stay_apart(
+    data, monkeypatch, tmp_path, capsys, change, fact
+):
+    one, two = (["--output", str(tmp_path / name)] for name in ("one", "two"))
+    assert try_recipe.main(["as it is", *one]) == 0
+    change(monkeypatch, data)
+    before = (tmp_path / "one" / "as-it-is.json").read_bytes()
+    capsys.readouterr()
+    for names in (["as it is"], ["no crop"]):
+        assert try_recipe.main([*names, *one]) == 1
+        assert re.search(
+            rf"^error: .*as-it-is.json cannot be compared .* its {fact} is: ",
+            capsys.readouterr().err,
+            re.M,
+        )
+    assert [p.name for p in (tmp_path / "one").iterdir()] == ["as-it-is.json"]
+    assert (tmp_path / "one" / "as-it-is.json").read_bytes() == before
+    assert try_recipe.main(["no crop", *two]) == 0
+    (tmp_path / "two" / "as-it-is.json").write_bytes(before)
+    assert try_recipe.main(["--table", *two]) == 1
+    assert "no-crop.json cannot be compared" in capsys.readouterr().err
+
+
+def test_results_of_before_facts_were_noted_are_refused(data, tmp_path, capsys):
+    assert try_recipe.main(["as it is", "--output", str(tmp_path)]) == 0
+    path = tmp_path / "as-it-is.json"
+    found = json.loads(path.read_text())
+    del found["encoder"]
+    path.write_text(json.dumps(found))
+    assert try_recipe.main(["as it is", "--output", str(tmp_path)]) == 1
+    assert "its encoder is: not noted" in capsys.readouterr().err
+
+
+def test_drawn_scenes_are_for_the_quick_profile(data, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("ROADSEG_PROFILE", "cpu")
+    monkeypatch.setattr(unet, "find_encoder_weights", lambda: unet.RANDOM)
+    assert try_recipe.main(["as it is", "--output", str(tmp_path / "new")]) == 1
+    assert "say nothing about dataset1" in capsys.readouterr().err
+    assert list((tmp_path / "new").iterdir()) == []
+    data.real = True
+    assert try_recipe.main(["as it is", "--output", str(tmp_path / "new")]) == 0
 
 
 def test_unknown_names_are_refused(capsys):

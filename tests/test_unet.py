@@ -1,6 +1,12 @@
 """The network, its encoder weights, and what happens to files that are wrong."""
 
+import contextlib
+import socket
+import socketserver
+import threading
+import time
 import urllib.error
+import urllib.request
 
 import pytest
 import torch
@@ -12,6 +18,7 @@ from roadseg import runtime, unet
 from roadseg.unet import UNet, WeightsError
 
 POOLS = [6, 13, 23, 33, 43]
+DOWNLOAD = torch.hub.download_url_to_file
 
 
 @pytest.fixture(scope="module")
@@ -468,6 +475,71 @@ def test_a_wrong_hash_is_no_success(away, monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "download_url_to_file", mismatch)
     assert not unet.find_encoder_weights(CPU).pretrained
     assert "invalid hash value" in words(capsys.readouterr().out)
+
+
+def stalled(connection):
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nfirst")
+    time.sleep(2)
+
+
+def silent(connection):
+    time.sleep(2)
+
+
+CLOSING = {
+    "no HTTP": b"what?\r\n\r\n",
+    "nothing": b"",
+    "cut": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nfirst",
+    "cut in a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nx",
+    "length in letters": b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n\r\nfirst",
+}
+
+
+@pytest.fixture
+def web(monkeypatch, no_proxy):
+    """Let torch's own download ask a server on this machine: web(answer)."""
+
+    def answer_with(answer):
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                self.request.recv(2**16)
+                with contextlib.suppress(OSError):  # the client has hung up
+                    answer(self.request)
+
+        server.RequestHandlerClass = Handler
+        address = f"http://127.0.0.1:{server.server_address[1]}/vgg.pth"
+        monkeypatch.setattr(
+            torch.hub,
+            "download_url_to_file",
+            lambda url, *args, **options: DOWNLOAD(address, *args, **options),
+        )
+
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers proxies
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), None) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield answer_with
+        server.shutdown()
+
+
+@pytest.mark.parametrize("answer", [stalled, silent])
+def test_a_server_that_stalls_is_not_waited_for(web, away, monkeypatch, capsys, answer):
+    web(answer)
+    monkeypatch.setattr(unet, "TIMEOUT", 0.2)
+    assert not unet.find_encoder_weights(CPU).pretrained
+    told = words(capsys.readouterr().out)
+    assert "RANDOM ENCODER" in told
+    assert "timed out" in told
+    assert list(away.iterdir()) == []
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize("answer", CLOSING.values(), ids=CLOSING)
+def test_a_server_that_closes_early_is_no_success(web, away, capsys, answer):
+    web(lambda connection: connection.sendall(answer))
+    assert not unet.find_encoder_weights(CPU).pretrained
+    assert "RANDOM ENCODER" in capsys.readouterr().out
+    assert list(away.iterdir()) == []
 
 
 def test_the_named_file_comes_before_the_kept_one(away, monkeypatch, file, tmp_path):

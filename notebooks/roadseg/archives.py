@@ -32,6 +32,7 @@ PAUSE = 1  # seconds, before a download is tried again
 TIMEOUT = (5, 30)  # seconds: to connect, and between two pieces of an answer
 MAX_UNPACKED = 2 * 2**30  # bytes; dataset1 has 125 million
 MAX_DOWNLOAD = 2**30  # bytes; SegNet's whole repository has 190 million
+LONGEST_NAME = 255  # characters of a file's or folder's name; some disks take fewer
 MARKER = ".fetched.json"  # written last: says that a folder is ours, and whole
 
 
@@ -79,8 +80,8 @@ def download(url: str, path: Path) -> None:
         path: The file to write. After an error it holds what came until then.
 
     Raises:
-        DatasetError: If the server cannot be reached, refuses, breaks off twice, or
-            sends more than `MAX_DOWNLOAD` bytes.
+        DatasetError: If the server cannot be reached, refuses, breaks off twice,
+            sends more than `MAX_DOWNLOAD` bytes, or a header that makes no sense.
         OSError: If the file cannot be written.
     """
     answers: list[int] = []
@@ -101,6 +102,10 @@ def download(url: str, path: Path) -> None:
                 reason = f"the download broke off ({type(error).__name__}), twice"
             if last or not answers or 400 <= answers[-1] < 500:
                 raise DatasetError(reason) from None
+        except ValueError as error:  # its header announces a length that is none
+            raise DatasetError(
+                f"the server's answer makes no sense ({error})"
+            ) from None
         finally:
             bar.close()
         time.sleep(PAUSE)
@@ -123,9 +128,10 @@ def unpack(
 
     Raises:
         DatasetError: If source is neither a folder nor a zip archive, is damaged,
-            or has members that point outside of it, are links, are packed in
-            another way than deflate, or together would take more than
-            `MAX_UNPACKED` bytes. Nothing of an unsafe archive is copied.
+            or has members that point outside of it, are links, have names too
+            long for a disk, are packed in another way than deflate, or together
+            would take more than `MAX_UNPACKED` bytes. Nothing of an unsafe
+            archive is copied.
         OSError: If the disk cannot be read or written.
     """
     with _members(source) as (names, open_member):
@@ -155,9 +161,12 @@ def _members(path: Path) -> Iterator[tuple[list[str], Callable[[str], BinaryIO]]
         *(RuntimeError, ValueError, OSError),
     ) as error:
         # RuntimeError: encrypted, or a compression that zipfile does not know.
-        # OSError: the disk, but for EINVAL, a place before the archive's beginning.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
+        # OSError: the disk, but for EINVAL, a place before the archive's beginning,
+        # and ENAMETOOLONG, a member's name.
+        if isinstance(error, OSError):
+            if error.errno not in (errno.EINVAL, errno.ENAMETOOLONG):
+                raise
+            error = error.strerror  # without the long path
         with path.open("rb") as file:
             if file.read(512).lstrip().startswith(b"<"):
                 raise DatasetError("a web page, not a zip archive") from None
@@ -172,6 +181,11 @@ def _refuse_dangers(members: list[zipfile.ZipInfo]) -> None:
         name = member.filename.replace("\\", "/")
         if ".." in name.split("/") or re.match("/|[A-Za-z]:", name):
             raise DatasetError(f"unsafe archive: {name!r} points outside of it")
+        if any(len(part) > LONGEST_NAME for part in name.split("/")):
+            raise DatasetError(
+                f"unsafe archive: a file in it has a name of over {LONGEST_NAME} "
+                f"characters, which no disk takes: {name[:40]!r}..."
+            )
         if stat.S_ISLNK(member.external_attr >> 16):
             raise DatasetError(f"unsafe archive: {name!r} is a symbolic link")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -23,6 +23,7 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -424,7 +425,11 @@ def _decode(path: Path, modes: tuple[str, ...], wanted: str) -> np.ndarray:
             image.verify()  # the checksum of every chunk, which load() ignores
         with Image.open(BytesIO(data), formats=("PNG",)) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (
+        *(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
+        *(struct.error, TypeError, LookupError),  # the EXIF note
+    ) as error:
         # Pillow tells of a damaged PNG in all these ways.
         raise DatasetError(f"{file} is not a readable PNG file ({error})") from None
     depth = data[24]  # in the PNG header; Pillow reads 16-bit colour as 8-bit
@@ -434,7 +439,7 @@ def _decode(path: Path, modes: tuple[str, ...], wanted: str) -> np.ndarray:
             f"{file} has mode {image.mode}, {depth} bits a channel; convert it to "
             f"{wanted}"
         )
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if orientation != 1:
         raise DatasetError(
             f"{file} asks to be turned when it is shown (EXIF orientation), so its "
             "partner may lie another way; save both as they should be seen"

@@ -13,7 +13,8 @@ The rules, the same everywhere in the course:
 """
 
 import os
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +42,10 @@ than what the network has learnt.
 
 MEMORY = 2 * 2**30
 """Bytes that `predict` takes at most for one picture of 4000 x 3000 on a CPU."""
+
+
+Feed = tuple[int, int] | Callable[[tuple[int, int]], tuple[int, int]] | None
+"""Height and width to feed a network with; for all, by those of a picture, or none."""
 
 
 class Scenes(Protocol):
@@ -260,7 +265,10 @@ def read_picture(path: str | os.PathLike) -> Tensor:
             if picture.mode.startswith("I"):
                 picture = _to_8_bits(picture)
             pixels = np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        *(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
+        *(struct.error, TypeError, LookupError),  # the EXIF note
+    ) as error:
         reason = "no picture" if "cannot identify" in str(error) else str(error)
         raise ValueError(
             f"{path.name} cannot be read as a picture ({reason}): "
@@ -300,11 +308,18 @@ def feed_size(
 def predict_scenes(
     model: nn.Module,
     scenes: Scenes,
-    size: tuple[int, int] | None = None,
+    size: Feed = None,
     flip: bool = False,
     batch_size: int = 4,
 ) -> list[Tensor]:
     """Predict all scenes, under a progress bar.
+
+    Args:
+        model: See `evaluate`, as for the other arguments.
+        scenes: Pictures and masks.
+        size: What to feed the network with.
+        flip: Average with the mirrored picture.
+        batch_size: Pictures at a time.
 
     Returns:
         One (H, W) uint8 mask, labels 0 to 10, for each scene.
@@ -312,7 +327,8 @@ def predict_scenes(
     masks: list[Tensor] = []
     batches = list(_same_size_batches(scenes.images, batch_size))
     for batch in runtime.progress(batches, "predict"):
-        masks += predict(model, torch.stack(batch), size, flip)
+        fed = size(tuple(batch[0].shape[-2:])) if callable(size) else size
+        masks += predict(model, torch.stack(batch), fed, flip)
     return masks
 
 
@@ -331,7 +347,7 @@ def _same_size_batches(images: Sequence[Tensor], most: int) -> Iterable[list[Ten
 def evaluate(
     model: nn.Module,
     scenes: Scenes,
-    size: tuple[int, int] | None = None,
+    size: Feed = None,
     flip: bool = False,
     batch_size: int = 4,
 ) -> Scores:
@@ -340,8 +356,10 @@ def evaluate(
     Args:
         model: A U-Net.
         scenes: Pictures and masks.
-        size: Height and width to feed the network with, in pixels; without it the
-            pictures' own.
+        size: Height and width to feed the network with, in pixels, whatever the
+            proportions of a picture; or a function that says it for a picture's
+            height and width, as `feed_size` does; without it the pictures' own,
+            scaled down to `MOST_FED` pixels if they have more.
         flip: Average with the mirrored picture.
         batch_size: Pictures at a time.
     """

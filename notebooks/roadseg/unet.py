@@ -7,11 +7,14 @@ Ioffe and Szegedy 2015 (https://arxiv.org/abs/1502.03167), as in torchvision.
 """
 
 import contextlib
+import http.client
 import json
 import os
+import socket
 import sys
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +36,9 @@ IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 STRIDE: int = 32
 """Five poolings halve a picture five times: sides must be multiples of 2 ** 5."""
+
+TIMEOUT: float = 30
+"""Seconds to wait for a server of weights: to connect, and for each further piece."""
 
 normalise = v2.Compose(
     [
@@ -147,17 +153,31 @@ def imagenet_weights() -> EncoderWeights:
     with (
         tempfile.TemporaryDirectory(dir=kept.parent) as folder,
         contextlib.redirect_stderr(sys.stdout),
+        _impatient(),
     ):
         weights = VGG16_BN_Weights.IMAGENET1K_V1
         try:
             full = weights.get_state_dict(
                 progress=True, model_dir=folder, check_hash=True
             )
-        except RuntimeError as error:  # a hash that does not match
-            raise OSError(str(error)) from None
+        # a hash that does not match; an answer cut off, or that is no HTTP
+        except (RuntimeError, ValueError, http.client.HTTPException) as error:
+            kind = type(error).__name__
+            raise OSError(f"the download is damaged ({kind}: {error})") from None
         state = _select_features(full, weights.url)
     _write_safetensors(kept, state, {"origin": origin})
     return EncoderWeights(state, origin, True)
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Let a server that says nothing for `TIMEOUT` seconds be an OSError."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub's download can be given none
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def read_encoder_weights(path: str | os.PathLike) -> EncoderWeights:
