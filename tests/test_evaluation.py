@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from roadseg import evaluation
 from roadseg.classes import NAMES, VOID
 from roadseg.evaluation import Scores
+from roadseg.recipes import RECIPES
 
 
 class Scenes:
@@ -190,6 +191,12 @@ def test_each_picture_is_fed_at_the_size_that_its_own_asks_for():
     sizes = {(64, 96): (32, 64), (128, 32): (96, 32)}
     assert evaluation.evaluate(Spy(), scenes, sizes.__getitem__).acc == 1.0
     assert Spy.fed == [(32, 64), (96, 32)]
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"quick"}))
+def test_dataset1_is_fed_at_the_size_of_the_recipe(name):
+    feed = RECIPES[name].feed
+    assert evaluation.feed_size((360, 480), feed) == (feed or (360, 480))
 
 
 def test_baselines_by_hand():

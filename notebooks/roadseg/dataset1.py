@@ -425,7 +425,11 @@ def _decode(path: Path, modes: tuple[str, ...], wanted: str) -> np.ndarray:
             image.verify()  # the checksum of every chunk, which load() ignores
         with Image.open(BytesIO(data), formats=("PNG",)) as image:
             image.load()
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                raise DatasetError(
+                    f"{file} asks to be turned when it is shown (EXIF orientation), so "
+                    "its partner may lie another way; save both as they should be seen"
+                )
     except (
         *(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
         *(struct.error, TypeError, LookupError),  # the EXIF note
@@ -438,11 +442,6 @@ def _decode(path: Path, modes: tuple[str, ...], wanted: str) -> np.ndarray:
         raise DatasetError(
             f"{file} has mode {image.mode}, {depth} bits a channel; convert it to "
             f"{wanted}"
-        )
-    if orientation != 1:
-        raise DatasetError(
-            f"{file} asks to be turned when it is shown (EXIF orientation), so its "
-            "partner may lie another way; save both as they should be seen"
         )
     return np.array(image)
 

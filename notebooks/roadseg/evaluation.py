@@ -45,7 +45,7 @@ MEMORY = 2 * 2**30
 
 
 Feed = tuple[int, int] | Callable[[tuple[int, int]], tuple[int, int]] | None
-"""Height and width to feed a network with; for all, by those of a picture, or none."""
+"""What to feed a network with: a height and width, or what says it for a picture's."""
 
 
 class Scenes(Protocol):
