@@ -4,11 +4,12 @@
 
 One process reads drawn scenes and forks children that train a network (`unet`, or a
 `small` one for machines that are busy) by a recipe of small pictures; it kills them
-with SIGKILL, in every third round at any moment, else soon after they began to write
-a checkpoint, and starts the next. The last child
-is left alone. It prints, as JSON, what it did and checksums of the weights beside
-those of a training that nobody disturbed. A process of its own, because forking
-needs one that has not yet used autograd.
+with SIGKILL and starts the next. In every third round that happens at any moment; else
+soon after they began to write a checkpoint, or they kill themselves while they write
+one, which a busy machine cannot change. The last child is left alone. It prints, as
+JSON, what it did and checksums of the weights beside those of a training that nobody
+disturbed. A process of its own, because forking needs one that has not yet used
+autograd.
 """
 
 import contextlib
@@ -66,12 +67,36 @@ def train(scenes: dataset1.RoadScenes, folder: Path) -> None:
     (folder / "answer.json").write_text(json.dumps(answer))
 
 
-def start(scenes: dataset1.RoadScenes, folder: Path) -> int:
-    """Fork a child that trains; return its process id."""
+def doom(draft: Path, opened: int) -> None:
+    """Let this process kill itself when it has opened so many files of a draft.
+
+    They are opened to be written, for their checksums, and to be synchronised.
+    """
+    left = [opened]
+
+    def look(event: str, args: tuple) -> None:
+        # without a mode it is a folder, of which an older draft is deleted
+        if event == "open" and args[1] and draft.name in str(args[0]):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+
+
+def start(
+    scenes: dataset1.RoadScenes,
+    folder: Path,
+    draft: Path | None = None,
+    opened: int = 0,
+) -> int:
+    """Fork a child that trains, perhaps doomed; return its process id."""
     if pid := os.fork():
         return pid
     status = 1
     try:
+        if draft:
+            doom(draft, opened)
         with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
             train(scenes, folder)
         status = 0
@@ -113,6 +138,9 @@ def kill_one(
     near = before > RECIPE.epochs - 5  # a finished training cannot be killed
     anywhere, gains = anywhere and not near, not near and chance.random() < 0.6
     draft = folder / f".draft-epoch-{before + 1 + gains:03}"
+    if not anywhere and chance.random() < 0.6:
+        pid = start(scenes, folder, draft, chance.randint(1, 12))
+        return _ended(pid, folder, before, old_drafts, 0.0)
     pid = start(scenes, folder)
     began = time.perf_counter()
     if not anywhere and not wait_for(draft.exists, pid):
@@ -126,6 +154,13 @@ def kill_one(
         time.sleep(chance.uniform(0, period / (100 if near else 2)))
     waited = time.perf_counter() - began
     os.kill(pid, signal.SIGKILL)
+    return _ended(pid, folder, before, old_drafts, waited)
+
+
+def _ended(
+    pid: int, folder: Path, before: int, old_drafts: set[tuple[str, int]], waited: float
+) -> dict:
+    """Return where the death of a child caught it."""
     _, status = os.waitpid(pid, 0)
     return {
         "killed": os.WIFSIGNALED(status),

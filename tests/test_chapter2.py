@@ -67,7 +67,7 @@ def cell_with(text: str) -> int:
 MUTATIONS = [
     # 1. from a label per picture to a label per pixel
     ("dense.weight[:, order]", "dense.weight", "ok: shuffled pixels"),
-    ("weight.data[:, :, None", "weight.data.flip(0)[:, :, None", "ok: a 1 x 1"),
+    ("dense.weight[:, :, None", "dense.weight.flip(0)[:, :, None", "ok: a 1 x 1"),
     ("logits.argmax(dim=1)", "logits.argmax(dim=2)", "ok: one label per pixel"),
     # 2. the stages and what they see
     ("isinstance(x, nn.MaxPool2d)]", "isinstance(x, nn.ReLU)]", "its only pooling"),
