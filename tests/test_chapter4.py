@@ -45,7 +45,7 @@ OVERFIT = SETUP + DATA + between("size = profile.demo_size", "max(fault_3[1:])")
 LOOP = [
     *SETUP,
     *DATA,
-    *between("size = profile.demo_size", "void_out, profile.demo_steps // 2"),
+    *between("size = profile.demo_size", "void_out, profile.demo_steps)"),
     *between("rest, held =", 'print(f"{steps} steps in'),
 ]
 EXPERIMENT = LOOP + between("class Variant:", "again = run(")
