@@ -237,6 +237,7 @@ def run_apart(job: dict, folder: Path) -> dict:
 
 def run(options: argparse.Namespace) -> int:
     """Take all measurements that are missing; return the exit status."""
+    Recipe.for_profile()  # a wrong setting is told before anything is downloaded
     folder = find_data(options)
     facts = describe(folder)
     tell("\n".join(f"{k:<10}{v}" for k, v in facts.items()))

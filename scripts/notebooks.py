@@ -43,6 +43,8 @@ KERNELSPEC = {
 }
 LOCAL_FILES = ("ROADSEG_DATASET1", "ROADSEG_VGG16_BN", "ROADSEG_DATA", "ROADSEG_OUTPUT")
 """Settings that name a file or folder; a notebook runs in its own folder."""
+QUIET_DEBUGGER = ("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+"""A setting: ipykernel before 7 says on stderr that it cannot be debugged."""
 
 
 class ExecutionFailed(Exception):
@@ -223,8 +225,7 @@ def kernel_environment(profile: str | None = None) -> dict[str, str]:
     """
     environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
     environment["ROADSEG_PROGRESS"] = "0"
-    # kernels before ipykernel 7 tell on stderr that they cannot be debugged
-    environment.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    environment.setdefault(*QUIET_DEBUGGER)
     if profile:
         environment["ROADSEG_PROFILE"] = profile
     for name in LOCAL_FILES:
@@ -320,6 +321,7 @@ def _run_cells(
 
 def _client(notebook: NotebookNode):
     """Return a client whose kernel is this very Python, whatever is registered."""
+    os.environ.setdefault(*QUIET_DEBUGGER)
     import ipykernel.kernelspec
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager

@@ -27,7 +27,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import doors
@@ -42,25 +41,41 @@ FACTS = ("data", "encoder", "base")
 """What results must have in common to be compared; kept with each."""
 
 
-class WithDice(nn.Module):
-    """Cross-entropy with soft Dice beside it (Milletari et al. 2016).
+class Beside(nn.Module):
+    """Cross-entropy with another loss beside it, both of weight 1."""
 
-    The source of Dice as a loss: https://arxiv.org/abs/1606.04797.
-    """
-
-    def __init__(self, plain: nn.CrossEntropyLoss) -> None:
+    def __init__(self, plain: nn.CrossEntropyLoss, other: nn.Module) -> None:
         super().__init__()
-        self.plain = plain
+        self.plain, self.other = plain, other
         self.weight = plain.weight
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Return the sum of both losses; logits (N, 12, H, W), masks (N, H, W)."""
-        p = logits.float().softmax(1)[:, :NUM_SCORED]
-        truth = F.one_hot(masks, VOID + 1).movedim(-1, 1)[:, :NUM_SCORED]
-        p = p * (masks != VOID)[:, None]
-        both, sizes = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
-        there = truth.sum((0, 2, 3)) > 0
-        return self.plain(logits, masks) + 1 - (2 * both / sizes)[there].mean()
+        return self.plain(logits, masks) + self.other(logits.float(), masks)
+
+
+def second_loss(name: str) -> nn.Module:
+    """Return a loss of segmentation_models_pytorch that leaves void out.
+
+    Args:
+        name: "dice" (soft Dice, Milletari et al. 2016, https://arxiv.org/abs/1606.04797)
+            or "lovasz" (Lovász-softmax, Berman et al. 2018,
+            https://arxiv.org/abs/1705.08790).
+
+    Raises:
+        ValueError: If the library is not installed.
+    """
+    try:
+        from segmentation_models_pytorch import losses
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "this trial's second loss is segmentation_models_pytorch's: pip install -r "
+            "scripts/requirements-benchmark.txt, or leave the trial out"
+        ) from error
+    if name == "lovasz":
+        return losses.LovaszLoss("multiclass", ignore_index=VOID)
+    scored = list(range(NUM_SCORED))
+    return losses.DiceLoss("multiclass", classes=scored, ignore_index=VOID)
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class Trial:
 
     Attributes:
         changes: Fields of the recipe.
-        dice: Soft Dice beside cross-entropy.
+        beside: The `second_loss` beside cross-entropy.
         average: Decay of a moving average of the weights, which is then scored.
         frozen: Epochs in which the encoder stays as it is.
         constant: Rates that stand still instead of one-cycle, at this share of
@@ -77,7 +92,7 @@ class Trial:
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
-    dice: bool = False
+    beside: str | None = None
     average: float | None = None
     frozen: int = 0
     constant: float | None = None
@@ -102,7 +117,8 @@ TRIALS = {
     "batches of 4": Trial({"batch_size": 4}),
     "batches of 16": Trial({"batch_size": 16}),
     "encoder frozen for 2 epochs": Trial(frozen=2),
-    "Dice beside cross-entropy": Trial(dice=True),
+    "Dice beside cross-entropy": Trial(beside="dice"),
+    "Lovasz beside cross-entropy": Trial(beside="lovasz"),
     "moving average of the weights": Trial(average=0.98),
     "float32": Trial({"precision": "no"}),
 }
@@ -121,8 +137,9 @@ def changed(trial: Trial, model: unet.UNet) -> Iterator[list[nn.Module]]:
             stack.enter_context(mock.patch.object(owner, name, value))
 
         make_loss, make_optimiser = training.make_loss, training.make_optimiser
-        if trial.dice:
-            put(training, "make_loss", lambda *a: WithDice(make_loss(*a)))
+        if trial.beside:
+            other = second_loss(trial.beside)
+            put(training, "make_loss", lambda *a: Beside(make_loss(*a), other))
         if trial.constant:
             put(
                 torch.optim.lr_scheduler,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import chapter
@@ -45,7 +46,7 @@ OVERFIT = SETUP + DATA + between("size = profile.demo_size", "max(fault_3[1:])")
 LOOP = [
     *SETUP,
     *DATA,
-    *between("size = profile.demo_size", "void_out, profile.demo_steps)"),
+    *between("size = profile.demo_size", "void_out, 2 * profile.demo_steps)"),
     *between("rest, held =", 'print(f"{steps} steps in'),
 ]
 EXPERIMENT = LOOP + between("class Variant:", "again = run(")
@@ -70,7 +71,9 @@ def small_world(monkeypatch, scenes):
     monkeypatch.setitem(runtime.PROFILES, "quick", steps)
     monkeypatch.setattr(unet, "UNet", Small)
     monkeypatch.setattr(dataset1, "load", lambda: scenes)
-    monkeypatch.setattr(plots, "show", lambda fig, alt, photo=False: None)
+    monkeypatch.setattr(
+        plots, "show", lambda fig, alt, photo=False, **live: plots.plt.close(fig)
+    )
 
 
 def assert_caught(cells: list[str], right: str, wrong: str) -> None:
@@ -140,6 +143,20 @@ def test_the_floor_of_a_double_softmax_is_the_right_one():
 def test_the_loop_passes_as_it_stands():
     names = chapter.run(LOOP)
     assert names["losses"][-1] < names["losses"][0]
+
+
+def test_the_validation_loss_is_that_of_all_pixels_at_once():
+    five_in_fours = (
+        "held = train.subset(range(5))\n"
+        "val_loader = DataLoader(held.with_transform(resize), 4)\n"
+        "val_loss, _ = validate(model, criterion)"
+    )
+    names = chapter.run([*LOOP, five_in_fours])
+    pairs = [names["resize"](*pair) for pair in names["held"]]
+    images, masks = (torch.stack(list(part)) for part in zip(*pairs, strict=True))
+    model, criterion = names["model"], names["criterion"]
+    at_once, _ = names["validate_batch"](model, images, masks, criterion)
+    assert names["val_loss"] == pytest.approx(at_once.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -447,3 +447,17 @@ def test_in_a_notebook_a_figure_appears_once(monkeypatch):
         assert output.data["text/plain"] == alt
         assert output.metadata[mime] == {"alt": alt}
         Image.open(io.BytesIO(base64.b64decode(output.data[mime]))).verify()
+
+
+def test_a_live_figure_takes_the_place_of_the_one_before(monkeypatch):
+    told = []
+    monkeypatch.setattr(plots, "get_ipython", lambda: True)
+    monkeypatch.setattr(plots, "display", lambda data, **more: told.append(more))
+    for again in (False, True):
+        plots.show(plots.plt.figure(), "a curve", live="curves", again=again)
+    plots.show(plots.plt.figure(), "a still")
+    assert [(m.get("display_id"), m.get("update")) for m in told] == [
+        ("curves", False),
+        ("curves", True),
+        (None, None),
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -45,13 +46,16 @@ def weights_of(trial):
     [
         Trial({"seed": 1}),
         Trial({"class_weights": 0.0}),
-        Trial(dice=True),
+        Trial(beside="dice"),
+        Trial(beside="lovasz"),
         Trial(average=0.5),
         Trial(constant=0.3),
         Trial(frozen=1),
     ],
 )
 def test_a_trial_changes_what_is_learnt_and_nothing_stays_changed(trial):
+    if trial.beside:
+        pytest.importorskip("segmentation_models_pytorch")
     plain = weights_of(Trial())
     assert not torch.equal(weights_of(trial), plain)
     assert torch.equal(weights_of(Trial()), plain)
@@ -94,18 +98,42 @@ def test_constant_rates_stand_still():
             schedule.step()
 
 
-def test_dice_by_hand():
-    plain = nn.CrossEntropyLoss(ignore_index=VOID)
-    loss = try_recipe.WithDice(plain)
+def asked_thrice():
+    """Return logits (1, 12, 1, 3) and masks (1, 1, 3): right, wrong, void."""
     masks = torch.tensor([[[3, 8, VOID]]])
     logits = torch.full((1, 12, 1, 3), -50.0)
-    logits[0, 3, 0, 0] = logits[0, 3, 0, 1] = 50  # right once, wrong once
+    logits[0, 3, 0, 0] = logits[0, 3, 0, 1] = 50
     logits[0, 5, 0, 2] = 50  # void: nobody asks
-    # class 3: 2 * 1 / (2 + 1), class 8: 0
-    dice = 1 - (2 / 3 + 0) / 2
-    torch.testing.assert_close(
-        loss(logits, masks) - plain(logits, masks), torch.tensor(dice)
-    )
+    return logits, masks
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        # class 3: 2 * 1 / (2 + 1), class 8: 0, nine classes that nobody asked for: 1
+        ("dice", (1 / 3 + 1) / 11),
+        # of the classes there are: one minus their IoU, 1 / 2 and 0
+        ("lovasz", (1 / 2 + 1) / 2),
+    ],
+)
+def test_the_second_loss_by_hand(name, by_hand):
+    pytest.importorskip("segmentation_models_pytorch")
+    loss = try_recipe.second_loss(name)(*asked_thrice())
+    torch.testing.assert_close(loss, torch.tensor(by_hand))
+
+
+def test_both_losses_are_added():
+    plain = nn.CrossEntropyLoss(ignore_index=VOID)
+    loss = try_recipe.Beside(plain, lambda logits, masks: logits.mean())
+    logits, masks = asked_thrice()
+    assert loss(logits, masks) == plain(logits, masks) + logits.mean()
+
+
+def test_without_its_library_a_second_loss_is_one_sentence(monkeypatch, data, capsys):
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    monkeypatch.setenv("ROADSEG_PROFILE", "quick")
+    assert try_recipe.main(["Dice beside cross-entropy"]) == 1
+    assert "requirements-benchmark.txt" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -89,7 +89,13 @@ def use_style() -> None:
     )
 
 
-def show(fig: Figure, alt: str, photo: bool = False) -> None:
+def show(
+    fig: Figure,
+    alt: str,
+    photo: bool = False,
+    live: str | None = None,
+    again: bool = False,
+) -> None:
     """Put a figure into the output once, with its text alternative; close it.
 
     The text alternative is also the output's plain text, which is what a screen
@@ -99,6 +105,8 @@ def show(fig: Figure, alt: str, photo: bool = False) -> None:
         fig: The figure.
         alt: What the figure shows, in words.
         photo: Whether to store it as JPEG (photos) instead of PNG (line art).
+        live: A name, for a figure that is to be drawn again while a cell runs.
+        again: Whether to take the place of the figure that was shown by that name.
 
     Raises:
         ValueError: If ``alt`` is empty.
@@ -111,7 +119,9 @@ def show(fig: Figure, alt: str, photo: bool = False) -> None:
         return
     mime = "image/jpeg" if photo else "image/png"
     data = base64.b64encode(_encode(fig, photo)).decode()
-    display({mime: data, "text/plain": alt}, metadata={mime: {"alt": alt}}, raw=True)
+    kwargs = {"display_id": live, "update": again} if live else {}
+    data = {mime: data, "text/plain": alt}
+    display(data, metadata={mime: {"alt": alt}}, raw=True, **kwargs)
 
 
 def _encode(fig: Figure, photo: bool) -> bytes:
