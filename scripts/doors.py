@@ -10,6 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 
+from roadseg import recipes
+
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -27,12 +29,18 @@ def parser(doc: str) -> argparse.ArgumentParser:
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument(
+    network = made.add_mutually_exclusive_group()
+    network.add_argument(
         "--model",
         type=Path,
         metavar="FILE",
         help="a trained network, .safetensors (without it: what scripts/train.py "
         "trained under this profile)",
+    )
+    network.add_argument(
+        "--recipe",
+        choices=recipes.RECIPES,
+        help="instead: what it trained by this recipe (without it: by the profile's)",
     )
     made.add_argument(
         "--size",
@@ -42,6 +50,15 @@ def parser(doc: str) -> argparse.ArgumentParser:
         "it: what the network was trained for)",
     )
     return made
+
+
+def network(options: argparse.Namespace) -> tuple:
+    """Return what `training.saved_model` does, for the network that is asked for."""
+    from roadseg import training
+
+    if options.recipe:
+        os.environ["ROADSEG_RECIPE"] = options.recipe
+    return training.saved_model(options.model)
 
 
 def size(text: str) -> tuple[int, int]:

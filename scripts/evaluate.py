@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 import doors
-from roadseg import classes, dataset1, evaluation, runtime, training
+from roadseg import classes, dataset1, evaluation, runtime
 
 MOST_NAMED = 4
 """Sizes that are named one by one in what is printed and written."""
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print and write the scores."""
     if options.json and not options.json.absolute().parent.is_dir():
         raise ValueError(f"{options.json}: there is no such folder, make it first")
-    model, facts, feed = training.saved_model(options.model)
+    model, facts, feed = doors.network(options)
     scenes = read(options.data, options.split)
 
     def fed(picture: tuple[int, int]) -> tuple[int, int]:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 import doors
-from roadseg import classes, dataset1, evaluation, runtime, training, unet
+from roadseg import classes, dataset1, evaluation, runtime, unet
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SIZES = ((1, 64, 96), (2, 96, 64), (3, 32, 160), (1, 256, 352))
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
             f"{', '.join(missing)} is not installed: "
             "pip install -r scripts/requirements-export.txt"
         )
-    model, facts, feed = training.saved_model(options.model)
+    model, facts, feed = doors.network(options)
     path = options.out or runtime.output_dir() / "unet.onnx"
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path}: there is no such folder, make it first")

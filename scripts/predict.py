@@ -3,8 +3,12 @@
 For street.jpg it writes street_mask.png, whose pixels are class ids 0 to 10 (in the
 course's colours, as dataset1 has them), and street_overlay.jpg, the picture under
 these colours. For drive.mp4 it writes drive_overlay.mp4 and a folder drive_masks
-with a mask of each frame. Any size will do, and any format that Pillow or OpenCV
-reads; photographs are turned upright.
+with a mask of each frame. Any size will do; photographs are turned upright. Videos
+are known by their names (.avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm); of a folder the
+pictures are taken (.bmp .gif .jpeg .jpg .png .ppm .tif .tiff .webp), no videos; any
+other file that you name is read as a picture, in all formats that Pillow knows.
+Pictures are fed at about the area that the network was trained for, in their own
+proportions; with --size at that very size.
 
     python scripts/predict.py street.jpg
     python scripts/predict.py my_pictures/ --out my_masks
@@ -27,7 +31,7 @@ import torch
 from PIL import Image
 
 import doors
-from roadseg import classes, evaluation, plots, runtime, training
+from roadseg import classes, evaluation, plots, runtime
 
 PICTURES = [".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 VIDEOS = [".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"]
@@ -75,7 +79,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(reason)
     if not files:
         return 1
-    model, _, feed = training.saved_model(options.model)
+    model, _, feed = doors.network(options)
     out.mkdir(parents=True, exist_ok=True)
     network = Network(model, feed, options.size, options.flip)
     start, done = time.perf_counter(), 0

@@ -9,7 +9,7 @@ where it was stopped. All results in a folder come from the same data, encoder w
 and base recipe, or they could not be compared; drawn scenes are for the profile quick.
 
     python scripts/try_recipe.py --list
-    python scripts/try_recipe.py "as it is" "same, seed 1" "no class weights"
+    python scripts/try_recipe.py "as it is" "as it is, seed 1" "no crop"
     python scripts/try_recipe.py --table          # what is there, as Markdown
 
 Without names: all of them. scripts/BENCHMARK.md holds the table.
@@ -35,7 +35,7 @@ from roadseg.classes import NUM_SCORED, VOID
 from roadseg.recipes import Recipe, Stage
 
 BASE = Recipe("trial", (Stage(3, 96, 128), Stage(2, 160, 224)), (160, 224))
-"""What the trials change: shorter than the recipe `cpu`, otherwise like it."""
+"""What the trials change: shorter than `cpu`, with `cpu-long`'s class weights."""
 
 FACTS = ("data", "encoder", "base")
 """What results must have in common to be compared; kept with each."""

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -97,6 +98,21 @@ def test_without_options_the_profiles_network_and_folder(trained, tmp_path):
     Image.fromarray(drawn()).save(tmp_path / "street.png")
     assert predict.main([str(tmp_path / "street.png")]) == 0
     assert names(home / "predictions") == ["street_mask.png", "street_overlay.jpg"]
+
+
+def test_the_network_of_another_recipe(trained, tmp_path, capsys):
+    folder = runtime.output_dir() / "cpu-long"
+    folder.mkdir(parents=True)
+    shutil.copy(trained, folder)
+    Image.fromarray(drawn()).save(tmp_path / "street.png")
+    street = str(tmp_path / "street.png")
+    assert predict.main([street]) == 1  # the profile's recipe has trained nothing
+    assert predict.main([street, "--recipe", "cpu-long"]) == 0
+    assert names(runtime.output_dir() / "predictions")
+    with pytest.raises(SystemExit) as stop:
+        predict.main([street, "--recipe", "cpu-long", "--model", str(trained)])
+    assert stop.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
 
 
 def test_a_bad_picture_in_a_folder_does_not_stop_the_others(trained, tmp_path, capsys):
@@ -373,6 +389,32 @@ def test_memory_that_runs_out_ends_a_door_in_a_line(capsys):
 
     assert doors.status(work) == 1
     assert capsys.readouterr().err.startswith("error: this takes more memory")
+
+
+def start_training(*arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "train.py", *arguments],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_pictures_of_ones_own_are_trained_on(roads, tmp_path, capsys):
+    done = start_training("--data", str(roads))
+    assert done.returncode == 0, done.stderr
+    assert "3 training pictures, 48 x 96 or 64 x 96" in done.stdout
+    assert "NOT COMPARABLE" not in done.stdout  # nobody said that these are drawn
+    network = runtime.output_dir() / f"quick-{roads.name}" / "unet.safetensors"
+    assert f"{network.parent.name}/{network.name}" in done.stdout.replace(os.sep, "/")
+    scores = re.search(r"^acc .*mIoU \S+", done.stdout, re.MULTILINE)[0]
+    assert evaluate.main(["--model", str(network), "--data", str(roads)]) == 0
+    assert scores in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_trained_on_is_one_line(tmp_path):
+    done = start_training("--data", str(tmp_path / "nowhere"))
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*nowhere.*\n", done.stderr)
 
 
 @pytest.mark.parametrize("script", ["train.py", "benchmark.py"])

@@ -641,7 +641,8 @@ def load_official(profile: runtime.Profile | None = None) -> RoadScenes | None:
     except UnavailableError as error:
         print(
             f"CamVid's official test set is not here ({error.reasons[-1]}): set "
-            f"{OFFICIAL_TEST.variable} to a folder that holds test/ and testannot/"
+            f"{OFFICIAL_TEST.variable} to a zip file or folder with test/ and "
+            "testannot/"
         )
         return None
     return RoadScenes(folder, "official", None, "CamVid")

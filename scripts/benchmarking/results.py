@@ -76,7 +76,8 @@ def tables(facts: dict, rows: list[dict]) -> str:
     """Return all tables as Markdown."""
     by_kind = {k: [r for r in rows if r["job"]["kind"] == k] for k in KINDS}
     parts = ["# Benchmark", "\n".join(f"- {k}: {v}" for k, v in facts.items())]
-    parts.append(f"Measured {rows[0]['date'][:10]} to {rows[-1]['date'][:10]}.")
+    days = dict.fromkeys(row["date"][:10] for row in (rows[0], rows[-1]))
+    parts.append(f"Measured {' to '.join(days)}.")
     speed = medians(by_kind["throughput"])
     if speed:
         parts += ["## Throughput", speed_table(speed)]
