@@ -322,8 +322,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory has run out, on a GPU or a CPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # what PyTorch raises when the system refuses memory
-    words = ("t allocate memory", "not enough memory")
+    # what PyTorch raises when the system, the driver, cuBLAS or cuDNN refuses memory
+    words = ("t allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(w in str(error) for w in words)
 
 

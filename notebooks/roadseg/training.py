@@ -547,12 +547,15 @@ def estimate_seconds(model: unet.UNet, recipe: Recipe, pictures: int) -> float:
     Returns:
         Seconds, without loading, checkpoints and evaluation.
     """
-    trial = copy.deepcopy(model).to(runtime.device(), memory_format=torch.channels_last)
+    device = runtime.device()
+    # fork_rng would set up every GPU there is, in each of the processes
+    own = [device] if device.type == "cuda" else []
+    trial = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
     optimiser = make_optimiser(trial, recipe)
     share = max(1, recipe.batch_size // processes().num_processes)
     total = 0.0
     for stage in recipe.stages:
-        with torch.random.fork_rng():  # dropout, if there is any
+        with torch.random.fork_rng(own):  # dropout, if there is any
             step = min(_timed_steps(trial, optimiser, share, stage, 2))
         steps = stage.epochs * max(1, pictures // recipe.batch_size)
         total += step * steps

@@ -246,6 +246,8 @@ def measure_cost(job: dict) -> dict:
     side = 8192 if runtime.device().type == "cuda" else 2048
     side = 256 if runtime.profile().name == "quick" else side
     formats = {"float32": torch.float32, "bf16": torch.bfloat16}
+    if runtime.precision() == "fp16":  # a GPU that has no bf16
+        formats = {"float32": torch.float32, "fp16": torch.float16}
     peak = {name: matmul_peak(dtype, side) for name, dtype in formats.items()}
     return {"peak": peak, "networks": networks}
 
