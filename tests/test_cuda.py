@@ -286,6 +286,28 @@ def test_a_training_is_interrupted_and_goes_on(gpu, tmp_path, scenes, precision)
     assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
 
 
+@pytest.mark.parametrize(("first", "then"), [(A100, T4), (T4, A100)])
+def test_a_training_goes_on_on_another_gpu(monkeypatch, tmp_path, scenes, first, then):
+    """Colab gives whatever GPU is free; a T4 has no bf16, an A100 has fp16 too."""
+    monkeypatch.setenv("ROADSEG_DEVICE", "cuda")
+    recipe = replace(RECIPE, stages=(Stage(3, 32, 32),))
+    some = scenes[0].subset(range(4))
+
+    def stop(epoch, model):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pretended(PretendedCuda(first)):
+        with_precision(monkeypatch, "bf16" if first == A100 else "fp16")
+        with pytest.raises(training.TrainingInterrupted, match="after 1 of 3 epochs"):
+            training.fit(Small(), some, recipe, tmp_path, on_epoch=stop)
+    with pretended(PretendedCuda(then)):
+        with_precision(monkeypatch, "bf16" if then == A100 else "fp16")
+        run = training.fit(Small(), some, recipe, tmp_path)
+    assert run.precision == "fp16"  # which both have
+    assert len(run.history) == 3
+
+
 def test_workers_load_while_the_gpu_is_in_use(gpu, monkeypatch, scenes):
     monkeypatch.setattr(training, "_workers", lambda: 1)
     recipe = replace(RECIPE, stages=(Stage(1, 32, 32),), precision="no")

@@ -87,7 +87,11 @@ class Checkpoints:
 
     def load(self, accelerator: Accelerator) -> tuple[list[dict], float]:
         """Load what `position` found; return the history and the seconds so far."""
+        scaler = accelerator.scaler
+        if not (self.newest / "scaler.pt").exists():  # it was no fp16 until now
+            accelerator.scaler = None
         accelerator.load_state(str(self.newest))
+        accelerator.scaler = scaler
         position = json.loads((self.newest / "position.json").read_text())
         return position["history"], position["seconds"]
 

@@ -290,7 +290,7 @@ def precision() -> str:
     if profile().name == "quick" or here.type == "mps":
         return "no"
     if here.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(here)[0] >= 8 else "fp16"
+        return "bf16" if has_format("bf16") else "fp16"
     formats = (torch.bfloat16, torch.float32)
     least = dict.fromkeys(formats, math.inf)
     for _ in range(6):  # in turn, so that a busy moment slows both; the first warms up
@@ -311,6 +311,14 @@ def _seconds(dtype: torch.dtype) -> float:
         y = torch.nn.functional.conv2d(x, weight, padding=1)
     y.float().sum().backward()
     return time.perf_counter() - start
+
+
+def has_format(precision: str) -> bool:
+    """Return whether this run's device has a number format: a T4 has no bf16."""
+    here = device()
+    if precision == "bf16" and here.type == "cuda":
+        return torch.cuda.get_device_capability(here)[0] >= 8
+    return precision != "fp16" or here.type == "cuda"
 
 
 def format_name(precision: str) -> str:

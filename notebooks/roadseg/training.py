@@ -262,8 +262,10 @@ class _Trainer:
         self.many, self.main = together.num_processes > 1, together.is_main_process
         with _silent(not self.main):
             saved = checkpoints.position() if checkpoints else None
-        # a resumed training keeps its number format, or its bits would change
-        self.precision = saved["precision"] if saved else _precision(recipe)
+        # a resumed training keeps its number format, or its bits would change; begun
+        # on another machine, it can have one that is not here
+        kept = saved and runtime.has_format(saved["precision"])
+        self.precision = saved["precision"] if kept else _precision(recipe)
         self.precision = broadcast_object_list([self.precision])[0]
         self.accelerator = _accelerator(self.precision, recipe.seed)
         self.plain = model
