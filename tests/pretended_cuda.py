@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -435,6 +436,18 @@ def _tagged(gpu: PretendedCuda) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _forgotten() -> Iterator[None]:
+    """Let accelerate look for the device anew: it keeps what a process first found."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+@contextlib.contextmanager
 def pretended(gpu: PretendedCuda | None = None) -> Iterator[PretendedCuda]:
     """Pretend that this machine has one CUDA device.
 
@@ -500,6 +513,7 @@ def pretended(gpu: PretendedCuda | None = None) -> Iterator[PretendedCuda]:
         clock = property(lambda x: x.self_cpu_time_total, lambda x, value: None)
         put(mock.patch.object(event, "self_device_time_total", clock, create=True))
         put(_tagged(gpu))
+        put(_forgotten())
         put(_Operators(gpu))
         put(_Moves(gpu))
         yield gpu
