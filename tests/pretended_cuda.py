@@ -475,6 +475,7 @@ def pretended(gpu: PretendedCuda | None = None) -> Iterator[PretendedCuda]:
         "reset_peak_memory_stats": lambda *a, **k: None,
         "empty_cache": lambda: None,
         "ipc_collect": lambda: None,
+        "is_current_stream_capturing": lambda: False,
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
         "get_rng_state": lambda *a, **k: state.clone(),
