@@ -21,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -173,10 +174,23 @@ def _install(python: Path, files: "tuple[str, ...]") -> None:
     start = time.monotonic()
     if _run_logged(command, "Installing", "a") != 0:
         raise Refusal(
-            f"The installation failed:\n{_last_lines(LOG, 6)}\nAll that pip said is in "
-            f"{shown(LOG)}. Once the cause is gone, start again."
+            f"The installation failed:\n{_last_lines(LOG, 6)}{_room()}\nAll that pip "
+            f"said is in {shown(LOG)}. Once the cause is gone, start again."
         )
     say(f"Installed in {duration(time.monotonic() - start)}.")
+
+
+def _room() -> str:
+    """Return how much room there is and must be, if pip ran out of it."""
+    if "[Errno 28]" not in LOG.read_text(encoding="utf-8", errors="replace"):
+        return ""
+    wheels = Path(tempfile.gettempdir())
+    here, there = (shutil.disk_usage(str(x)).free / 1e9 for x in (ROOT, wheels))
+    return (
+        f"\nWhile it installs, it needs about 13 GB: {here:.1f} GB are free at "
+        f"{ROOT}, and {there:.1f} GB at {wheels}, where pip unpacks (TMPDIR names "
+        "another folder)."
+    )
 
 
 def _run_logged(

@@ -4,6 +4,7 @@ import argparse
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -184,6 +185,7 @@ class Installer:
     def __init__(self):
         self.asked = []
         self.results = {}
+        self.error = "ERROR: no such package"
 
     def __call__(self, command, what, mode):
         course.LOG.parent.mkdir(exist_ok=True)
@@ -192,7 +194,7 @@ class Installer:
         result = self.results.get(step, 0)
         if isinstance(result, BaseException):
             raise result
-        course.LOG.write_text("Collecting x\nERROR: no space left\n\n")
+        course.LOG.write_text(f"Collecting x\n{self.error}\n\n")
         if step == "venv" and result == 0:
             (course.VENV / "bin").mkdir()
             (course.VENV / "bin" / "python").symlink_to(sys.executable)
@@ -307,9 +309,23 @@ def test_a_failed_installation_shows_its_error(installer, capsys):
     assert course.main(["run"]) == 1
 
     error = capsys.readouterr().err
-    assert "ERROR: no space left" in error
+    assert "ERROR: no such package" in error
     assert "Collecting" not in error
+    assert "GB are free" not in error
     assert "build/install.log" in error
+
+
+@posix
+def test_a_full_disk_is_told_with_the_room_there_must_be(installer, capsys):
+    installer.error = "ERROR: [Errno 28] No space left on device"
+    installer.results[PIP_RUN] = 1
+
+    assert course.main(["run"]) == 1
+
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert re.search(r"needs about \d+ GB: [\d.]+ GB are free at ", error)
+    assert "TMPDIR" in error
 
 
 @posix
