@@ -6,7 +6,7 @@
     python3 scripts/course.py lab      open the notebooks in JupyterLab
     python3 scripts/course.py book     build the course's site into build/site
 
-The first use makes an environment of its own in .venv (about 6 GB); later ones take
+The first use makes an environment of its own in .venv (about 7 GB); later ones take
 it as it is. With --no-venv everything runs in the Python that runs this script.
 """
 
@@ -165,7 +165,7 @@ def _install(python: Path, files: "tuple[str, ...]") -> None:
     if _read_stamp():
         say("Installing what is missing in .venv.")
     else:
-        say("Installing what the course needs (once; several minutes, about 6 GB).")
+        say("Installing what the course needs (once; several minutes, about 7 GB).")
     STAMP.write_text("{}\n", encoding="utf-8")
     command = [str(python), "-m", "pip", "install", "--no-input", "--progress-bar=off"]
     command += ["--disable-pip-version-check"]
@@ -187,9 +187,9 @@ def _room() -> str:
     wheels = Path(tempfile.gettempdir())
     here, there = (shutil.disk_usage(str(x)).free / 1e9 for x in (ROOT, wheels))
     return (
-        f"\nWhile it installs, it needs about 13 GB: {here:.1f} GB are free at "
-        f"{ROOT}, and {there:.1f} GB at {wheels}, where pip unpacks (TMPDIR names "
-        "another folder)."
+        "\nWhile it installs, it needs about 10 GB, more where pip keeps a cache: "
+        f"{here:.1f} GB are free at {ROOT}, and {there:.1f} GB at {wheels}, where pip "
+        "unpacks (TMPDIR names another folder)."
     )
 
 
