@@ -302,6 +302,9 @@ def fetch(options: argparse.Namespace) -> int:
         say("         " + test.origin)
         if train.real:
             say("         " + dataset1.verify(train.folder).summary)
+            if os.environ.get(dataset1.OFFICIAL_TEST.variable):
+                official = dataset1.load_official(profile)
+                say("         " + official.origin)
         say("weights  " + unet.find_encoder_weights().origin)
     except (RuntimeError, ValueError) as error:
         raise Refusal(f"Cannot start: {error}") from None
@@ -374,9 +377,9 @@ def _set_paths(options: argparse.Namespace) -> None:
     """Put the options into the environment, with absolute paths."""
     import notebooks
 
-    if options.data:
+    if getattr(options, "data", None):  # `lab` has neither
         os.environ["ROADSEG_DATASET1"] = options.data
-    if options.profile:
+    if getattr(options, "profile", None):
         os.environ["ROADSEG_PROFILE"] = options.profile
     environment = notebooks.kernel_environment()
     for name in notebooks.LOCAL_FILES:
@@ -510,6 +513,7 @@ def test_environment() -> "dict[str, str]":
 
 def lab(options: argparse.Namespace) -> int:
     """Open JupyterLab in the folder of the notebooks; it ends with Ctrl-C."""
+    _set_paths(options)
     command = [sys.executable, "-m", "jupyterlab"]
     return _wait(subprocess.Popen(command, cwd=str(NOTEBOOKS)))
 

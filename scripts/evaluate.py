@@ -33,7 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--split",
-        default="test",
         metavar="NAME",
         help="of that folder: the end of the names of its two folders (test)",
     )
@@ -46,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--json", type=Path, metavar="FILE", help="also write the scores here"
     )
     options = parser.parse_args(arguments)
+    if options.split and not options.data:
+        parser.error("argument --split: only with --data, whose folder it is of")
     return doors.status(lambda: run(options))
 
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json and not options.json.absolute().parent.is_dir():
         raise ValueError(f"{options.json}: there is no such folder, make it first")
     model, facts, feed = doors.network(options)
-    scenes = read(options.data, options.split)
+    scenes = read(options.data, options.split or "test")
 
     def fed(picture: tuple[int, int]) -> tuple[int, int]:
         return options.size or evaluation.feed_size(picture, feed)

@@ -41,7 +41,13 @@ KERNELSPEC = {
     "language": "python",
     "name": "python3",
 }
-LOCAL_FILES = ("ROADSEG_DATASET1", "ROADSEG_VGG16_BN", "ROADSEG_DATA", "ROADSEG_OUTPUT")
+LOCAL_FILES = (
+    "ROADSEG_DATASET1",
+    "ROADSEG_CAMVID_TEST",
+    "ROADSEG_VGG16_BN",
+    "ROADSEG_DATA",
+    "ROADSEG_OUTPUT",
+)
 """Settings that name a file or folder; a notebook runs in its own folder."""
 QUIET_DEBUGGER = ("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 """A setting: ipykernel before 7 says on stderr that it cannot be debugged."""

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Predict all inputs; return 1 if there was one that could not be done."""
-    out = (options.out or runtime.output_dir() / "predictions").absolute()
+    out = (options.out or runtime.output_dir() / "predictions").resolve()
     files, failed = listed(options.inputs)
     if reason := in_the_way(files, out):
         parser.error(reason)
@@ -123,10 +123,10 @@ def in_the_way(files: list[Path], out: Path) -> str | None:
     """Return why results would overwrite each other or be taken for pictures."""
     seen: dict[str, Path] = {}
     for path in files:
-        if path.parent.absolute() == out:
+        if path.parent.resolve() == out:
             return f"argument --out: {path} lies in it; choose another folder"
         other = seen.setdefault(path.stem.lower(), path)
-        if other.absolute() != path.absolute():
+        if other.resolve() != path.resolve():
             return f"{other} and {path} would have results of one name: split them up"
     return None
 
@@ -229,6 +229,8 @@ class Writer:
         if self.video is None:
             code = cv2.VideoWriter_fourcc(*"mp4v")
             size = (rgb.shape[1], rgb.shape[0])
+            # MPEG-4 has no room for rates of many decimals, such as 239.951
+            rate = max(0.01, round(rate, 2))
             self.video = cv2.VideoWriter(str(self.path), code, rate, size)
             if not self.video.isOpened():
                 raise OSError("OpenCV cannot write MP4 files here: reinstall it")

@@ -9,7 +9,7 @@ out, and the results go to build/<profile>/<recipe>-<name of the folder>/.
 Several processes share each batch, on GPUs or, to try it out, on a CPU:
 
     accelerate launch --multi_gpu --num_processes 4 scripts/train.py
-    torchrun --nproc_per_node 2 scripts/train.py
+    ROADSEG_DEVICE=cpu torchrun --nproc_per_node 2 scripts/train.py
 """
 
 import argparse

@@ -10,7 +10,11 @@ and base recipe, or they could not be compared; drawn scenes are for the profile
 
     python scripts/try_recipe.py --list
     python scripts/try_recipe.py "as it is" "as it is, seed 1" "no crop"
+    python scripts/try_recipe.py --recipe cpu "as it is" "batches of 4"
     python scripts/try_recipe.py --table          # what is there, as Markdown
+
+The changes are made to a short recipe of its own, or to the one that --recipe names:
+what pays in five epochs need not pay in a whole training.
 
 Without names: all of them. scripts/BENCHMARK.md holds the table.
 """
@@ -32,7 +36,7 @@ from torch import Tensor, nn
 import doors
 from roadseg import dataset1, evaluation, runtime, training, unet
 from roadseg.classes import NUM_SCORED, VOID
-from roadseg.recipes import Recipe, Stage
+from roadseg.recipes import RECIPES, Recipe, Stage
 
 BASE = Recipe("trial", (Stage(3, 96, 128), Stage(2, 160, 224)), (160, 224))
 """What the trials change: shorter than `cpu`, with `cpu-long`'s class weights."""
@@ -101,6 +105,7 @@ class Trial:
 TRIALS = {
     "as it is": Trial(),
     "as it is, seed 1": Trial({"seed": 1}),
+    "as it is, seed 2": Trial({"seed": 2}),
     "class weights, power 1/3": Trial({"class_weights": 1 / 3}),
     "class weights, power 1/4": Trial({"class_weights": 0.25}),
     "class weights, none": Trial({"class_weights": 0.0}),
@@ -115,6 +120,8 @@ TRIALS = {
     "no crop": Trial({"crop": 1.0}),
     "no change of colour": Trial({"jitter": 0.0}),
     "batches of 4": Trial({"batch_size": 4}),
+    "batches of 4, seed 1": Trial({"batch_size": 4, "seed": 1}),
+    "batches of 4, seed 2": Trial({"batch_size": 4, "seed": 2}),
     "batches of 16": Trial({"batch_size": 16}),
     "encoder frozen for 2 epochs": Trial(frozen=2),
     "Dice beside cross-entropy": Trial(beside="dice"),
@@ -169,10 +176,13 @@ def changed(trial: Trial, model: unet.UNet) -> Iterator[list[nn.Module]]:
 
 
 def train(
-    trial: Trial, scenes: dataset1.RoadScenes, weights: unet.EncoderWeights
+    trial: Trial,
+    scenes: dataset1.RoadScenes,
+    weights: unet.EncoderWeights,
+    base: Recipe | None = None,
 ) -> tuple[nn.Module, float]:
-    """Train by a trial; return the network to score and the seconds it took."""
-    recipe = replace(BASE, **trial.changes)
+    """Train a base with a change; return the network to score and its seconds."""
+    recipe = replace(base or BASE, **trial.changes)
     runtime.seed_everything(recipe.seed)
     model = unet.UNet(encoder_weights=weights)
     model.to(runtime.device())
@@ -196,13 +206,14 @@ def run(options: argparse.Namespace) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     if not options.table:
         with contextlib.redirect_stdout(sys.stderr):  # the table alone goes there
-            measure(options.trials, options.output)
+            base = RECIPES[options.recipe] if options.recipe else BASE
+            measure(options.trials, options.output, base)
     print(table(options.output))
     return 0
 
 
-def measure(names: list[str], folder: Path) -> None:
-    """Run the trials that are missing in a folder; see `run`."""
+def measure(names: list[str], folder: Path, base: Recipe) -> None:
+    """Run the trials of a base that are missing in a folder; see `run`."""
     scenes, _ = dataset1.load()
     if not scenes.real and runtime.profile().name != "quick":
         raise ValueError(
@@ -210,13 +221,13 @@ def measure(names: list[str], folder: Path) -> None:
             "first (data/README.md), or set ROADSEG_PROFILE=quick to try the script"
         )
     weights = unet.find_encoder_weights()
-    facts = {"data": scenes.origin, "encoder": weights.origin, "base": str(BASE)}
+    facts = {"data": scenes.origin, "encoder": weights.origin, "base": str(base)}
     results(folder, facts)  # also where nothing is missing: is what is there ours?
     rest, held = dataset1.split_by_block(scenes)
     for name in [n for n in names if not kept(folder, n).exists()]:
         print(f"{name}: {len(rest)} scenes, {len(held)} held out")
-        model, seconds = train(TRIALS[name], rest, weights)
-        feed = replace(BASE, **TRIALS[name].changes).feed
+        model, seconds = train(TRIALS[name], rest, weights, base)
+        feed = replace(base, **TRIALS[name].changes).feed
         scores = evaluation.evaluate(model.eval(), held, feed).as_dict()
         found = {"trial": name, "seconds": seconds, "machine": runtime.machine()}
         with doors.whole(kept(folder, name)) as draft:
@@ -282,7 +293,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the names")
     parser.add_argument("--table", action="store_true", help="only what is there")
     parser.add_argument(
-        "--output", type=Path, help="folder (default: build/<profile>/trials)"
+        "--recipe", choices=list(RECIPES), help="what to change (default: a short one)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder (default: build/<profile>/trials, or trials-<recipe> there)",
     )
     options = parser.parse_args(arguments)
     if unknown := set(options.trials) - set(TRIALS):
@@ -291,7 +307,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(TRIALS))
         return 0
     options.trials = options.trials or list(TRIALS)
-    options.output = options.output or runtime.output_dir() / "trials"
+    folder = f"trials-{options.recipe}" if options.recipe else "trials"
+    options.output = options.output or runtime.output_dir() / folder
     return doors.status(lambda: run(options))
 
 

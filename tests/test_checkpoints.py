@@ -107,6 +107,55 @@ def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch, call, kept)
     assert same_weights(whole.model, fit(tmp_path, model=small(5)).model)
 
 
+def test_another_folder_of_the_same_pictures_goes_on_and_other_pictures_do_not(
+    tmp_path,
+):
+    scenes = Scenes()
+    first = training.fit(small(), scenes, RECIPE, tmp_path)
+    scenes.origin = "the same, in another folder"
+    again = training.fit(small(5), scenes, RECIPE, tmp_path)
+    assert same_weights(first.model, again.model)
+    scenes.images[3] = scenes.images[3].flip(2)
+    with pytest.raises(TrainingError, match="holds another training .*contents was"):
+        training.fit(small(5), scenes, RECIPE, tmp_path)
+
+
+def test_contents_are_of_pictures_and_masks_in_their_order():
+    digests = [checkpoints.contents(Scenes())]
+    assert digests == [checkpoints.contents(Scenes())]
+    for change in ("images", "masks"):
+        scenes = Scenes()
+        getattr(scenes, change)[6] = getattr(scenes, change)[6] ^ 1
+        digests.append(checkpoints.contents(scenes))
+    scenes = Scenes()
+    scenes.images = [x.reshape(3, 64, 48) for x in scenes.images]
+    digests.append(checkpoints.contents(scenes))
+    digests.append(checkpoints.contents(Scenes(6)))
+    scenes = Scenes()
+    scenes.images.reverse()
+    scenes.masks.reverse()
+    digests.append(checkpoints.contents(scenes))
+    assert len(set(digests)) == 6
+
+
+def test_deleted_checkpoints_are_empty_first(tmp_path, monkeypatch):
+    """Google Drive keeps what is deleted."""
+    binned = []
+
+    def to_the_bin(folder):
+        binned.extend(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        rmtree(folder)
+
+    rmtree = checkpoints.shutil.rmtree
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", to_the_bin)
+    fit(tmp_path)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["epoch-003", "epoch-004"]
+    training.Checkpoints(tmp_path, RECIPE, Scenes(), "").clear()
+    assert list(tmp_path.iterdir()) == []
+    assert len(binned) >= 4 * 5
+    assert set(binned) == {0}
+
+
 def test_ctrl_c_in_a_notebook_is_a_sentence(tmp_path, capsys):
     shell = InteractiveShell()
 

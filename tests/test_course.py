@@ -17,6 +17,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 import course
+from roadseg import dataset1
 
 SCRIPT = Path(course.__file__)
 
@@ -161,12 +162,40 @@ def test_settings_that_name_files_are_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ROADSEG_DATASET1", "overridden.zip")
     monkeypatch.setenv("ROADSEG_VGG16_BN", "weights.pth")
+    monkeypatch.setenv("ROADSEG_CAMVID_TEST", "official.zip")
 
     course._set_paths(argparse.Namespace(data="/mine.zip", profile="gpu"))
 
     assert os.environ["ROADSEG_DATASET1"] == os.path.abspath("/mine.zip")
     assert os.environ["ROADSEG_VGG16_BN"] == str(tmp_path / "weights.pth")
+    assert os.environ["ROADSEG_CAMVID_TEST"] == str(tmp_path / "official.zip")
     assert os.environ["ROADSEG_PROFILE"] == "gpu"
+
+
+def test_jupyterlab_gets_absolute_paths_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROADSEG_OUTPUT", "results")
+    asked = []
+    monkeypatch.setattr(course.subprocess, "Popen", lambda c, **_: asked.append(c))
+    monkeypatch.setattr(course, "_wait", lambda _: 0)
+
+    assert course.main(["lab", "--no-venv"]) == 0
+    assert asked[0][-1] == "jupyterlab"
+    assert os.environ["ROADSEG_OUTPUT"] == str(tmp_path / "results")
+
+
+def test_official_test_pictures_are_looked_at_before_anything_runs(
+    tmp_path, monkeypatch
+):
+    drawn = dataset1.load()[0]
+    drawn.real = True
+    monkeypatch.setattr(dataset1, "load", lambda: (drawn, drawn))
+    monkeypatch.setattr(dataset1, "verify", lambda _: argparse.Namespace(summary=""))
+    monkeypatch.setenv("ROADSEG_PROFILE", "cpu")
+    monkeypatch.setenv("ROADSEG_CAMVID_TEST", str(tmp_path / "gone.zip"))
+
+    with pytest.raises(course.Refusal, match="ROADSEG_CAMVID_TEST=.*no such file"):
+        course.fetch(argparse.Namespace(answer=tmp_path / "answer"))
 
 
 def test_missing_packages_are_named(monkeypatch, capsys):

@@ -180,6 +180,18 @@ def test_a_video_becomes_a_video_and_masks(trained, tmp_path, capsys):
     assert video.read()[1].shape == (64, 96, 3)
 
 
+@pytest.mark.parametrize("rate", [239.951, 240.003, 0.001, 59.94])
+def test_videos_of_any_rate_can_be_written(tmp_path, rate):
+    write = predict.Writer(tmp_path / "film.mp4")
+    for seed in range(2):
+        write(drawn(seed), rate)
+    write.close()
+    video = predict.opencv().VideoCapture(str(tmp_path / "film.mp4"))
+    found = video.get(predict.opencv().CAP_PROP_FPS)
+    assert found == pytest.approx(max(rate, 0.01), abs=0.01)
+    assert video.get(predict.opencv().CAP_PROP_FRAME_COUNT) == 2
+
+
 def test_a_file_that_is_no_video_leaves_nothing(trained, tmp_path, capfd):
     film = tmp_path / "drive.mp4"
     film.write_bytes(b"no video" * 100)
@@ -198,6 +210,8 @@ def test_a_file_that_is_no_video_leaves_nothing(trained, tmp_path, capfd):
         (["a.png", "--size", "100"], "such as 256x352"),
         (["a.png", "--every", "0"], "from 1 on"),
         (["a.png", "--out", "."], "choose another folder"),
+        (["a.png", "--out", "away/.."], "choose another folder"),
+        (["a.png", "--out", "link"], "choose another folder"),
         (["a.png", "a.jpg"], "would have results of one name"),
     ],
 )
@@ -205,6 +219,9 @@ def test_wrong_arguments_to_predict(arguments, message, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "a.jpg"):
         Image.fromarray(drawn()).save(name)
+    (tmp_path / "away").mkdir()
+    if "link" in arguments:
+        (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(SystemExit) as stop:
         predict.main(arguments)
     assert stop.value.code == 2
@@ -293,6 +310,13 @@ def test_drawn_scenes_are_marked(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ROADSEG_DATA", str(tmp_path / "data"))
     assert evaluate.main(["--model", str(trained)]) == 0
     assert "NOT COMPARABLE" in capsys.readouterr().out
+
+
+def test_a_split_is_of_a_folder(capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--split", "train"])
+    assert stop.value.code == 2
+    assert "--split: only with --data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

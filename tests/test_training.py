@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import multiprocessing
+import sys
 from dataclasses import replace
 
 import pytest
@@ -305,6 +307,47 @@ def test_trained_model_trains_once_and_says_so(tmp_path, monkeypatch, capsys):
     training.trained_model(scenes, unet.RANDOM, other)
     assert "is of another recipe" in capsys.readouterr().out
     assert training.watched_masks(other) == {}  # those were of the other network
+
+
+def test_trained_model_knows_its_pictures_by_what_is_in_them(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ROADSEG_OUTPUT", str(tmp_path))
+    recipe = Recipe("tiny", (Stage(1, 32, 32),), None, batch_size=2)
+    scenes = Scenes(2)
+    first, _ = training.trained_model(scenes, unet.RANDOM, recipe)
+    scenes.origin = "the same, in another folder"
+    again, _ = training.trained_model(scenes, unet.RANDOM, recipe)
+    assert same_weights(first, again)
+    assert capsys.readouterr().out.count("training 1 epochs") == 1
+    scenes.masks[1] = tv_tensors.Mask(scenes.masks[1].flip(0))  # labelled anew
+    other, _ = training.trained_model(scenes, unet.RANDOM, recipe)
+    told = capsys.readouterr().out
+    assert "other data" in told
+    assert "training 1 epochs" in told
+    assert not same_weights(first, other)
+
+
+def test_processes_that_load_are_forked_on_linux(monkeypatch):
+    assert training._context() is None, "a CPU has none"
+    monkeypatch.setattr(training, "_workers", lambda: 2)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert training._context() == "fork"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert training._context() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are not forked")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_that_load_take_many_pictures(monkeypatch):
+    monkeypatch.setattr(training, "_workers", lambda: 1)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)  # Python 3.14's
+    try:
+        recipe = Recipe("tiny", (Stage(1, 32, 32),), None, batch_size=150)
+        assert len(training.fit(small(), Scenes(150), recipe).history) == 1
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_a_damaged_network_is_taken_from_its_checkpoint(tmp_path, monkeypatch, capsys):

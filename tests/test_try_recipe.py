@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import try_recipe
-from roadseg import dataset1, training, unet
+from roadseg import dataset1, runtime, training, unet
 from roadseg.classes import VOID
-from roadseg.recipes import Stage
+from roadseg.recipes import RECIPES, Stage
 from test_training import Scenes, Small, small
 from try_recipe import BASE, TRIALS, Trial
 
@@ -161,6 +161,21 @@ def test_results_are_kept_and_not_measured_twice(data, monkeypatch, tmp_path, ca
     assert try_recipe.main([*names, "--output", str(tmp_path / "kept")]) == 0
     assert try_recipe.main(["--table", "--output", str(tmp_path / "kept")]) == 0
     assert capsys.readouterr().out == 2 * table
+
+
+def test_a_recipe_of_the_course_can_be_what_is_changed(data, monkeypatch, tmp_path):
+    short = replace(RECIPES["cpu"], stages=(Stage(1, 32, 64),), feed=(32, 64))
+    monkeypatch.setitem(RECIPES, "cpu", short)
+    monkeypatch.setattr(runtime, "output_dir", lambda: tmp_path)
+    asked = []
+    fit = training.fit
+    monkeypatch.setattr(
+        training, "fit", lambda *a, **k: asked.append(a[2]) or fit(*a, **k)
+    )
+    assert try_recipe.main(["batches of 4", "--recipe", "cpu"]) == 0
+    assert asked == [replace(short, batch_size=4)]
+    found = json.loads((tmp_path / "trials-cpu" / "batches-of-4.json").read_text())
+    assert found["base"] == str(short)
 
 
 def other_data(monkeypatch, data):

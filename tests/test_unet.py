@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torchvision.models import VGG16_BN_Weights, vgg16_bn
 from torchvision.models.vgg import cfgs, make_layers
@@ -583,6 +584,14 @@ def test_a_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(unet, "save_file", half)
     with pytest.raises(OSError, match="disk full"):
+        unet.save(model, path)
+
+    def of_its_own(state, draft, metadata):
+        draft.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: disk full")
+
+    monkeypatch.setattr(unet, "save_file", of_its_own)
+    with pytest.raises(OSError, match=r"m\.safetensors cannot be written: .*disk full"):
         unet.save(model, path)
     assert path.read_bytes() == b"the old one"
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]

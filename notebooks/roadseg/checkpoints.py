@@ -48,6 +48,7 @@ class Checkpoints:
         self.kind = {
             "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
             "data": f"{len(scenes)} scenes: {scenes.origin}",
+            "contents": contents(scenes),
             "encoder": encoder,
         }
         self.newest: Path | None = None
@@ -73,6 +74,8 @@ class Checkpoints:
 
     def _same_training(self, kind: dict) -> None:
         old, new = _flat(kind), _flat(self.kind)
+        if old.get("contents") == new["contents"]:  # a folder may be called otherwise
+            old["data"] = new["data"]
         changes = [
             f"{k} was {old.get(k)}, is {new.get(k)}"
             for k in sorted(old | new)
@@ -106,7 +109,7 @@ class Checkpoints:
         name = f"epoch-{len(history):03}"
         draft = self.folder / f".draft-{name}"
         if accelerator.is_main_process:
-            shutil.rmtree(draft, ignore_errors=True)
+            _delete(draft)
             draft.mkdir(parents=True)
         accelerator.wait_for_everyone()
         try:
@@ -131,15 +134,42 @@ class Checkpoints:
         (draft / "sha256.json").write_text(json.dumps(_checksums(draft)))
         _sync(draft)
         final = self.folder / name
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one of this name
+        _delete(final)  # a damaged one of this name
         os.replace(draft, final)
         for old in _epochs(self.folder)[:-2]:
-            shutil.rmtree(old)
+            _delete(old)
 
     def clear(self) -> None:
         """Delete all checkpoints."""
         for old in [*_epochs(self.folder), *self.folder.glob(".draft-*")]:
-            shutil.rmtree(old)
+            _delete(old)
+
+
+def contents(scenes: RoadScenes) -> str:
+    """Return a digest, 16 hexadecimal digits, of all pictures and masks in their order.
+
+    What pictures are called and where they lie does not enter it.
+    """
+    digest = hashlib.sha256()
+    for image, mask in zip(scenes.images, scenes.masks, strict=True):
+        for part in (image, mask):
+            digest.update(str((tuple(part.shape), part.dtype)).encode())
+            digest.update(part.contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint, its files emptied first.
+
+    Google Drive, mounted in Colab, moves what is deleted to its bin, where it takes
+    room for weeks: of 40 checkpoints nearly all the 15 GB that a free Drive has.
+    """
+    if not folder.exists():
+        return
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    shutil.rmtree(folder)
 
 
 def _epochs(folder: Path) -> list[Path]:

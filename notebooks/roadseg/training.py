@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from roadseg import runtime, unet
-from roadseg.checkpoints import Checkpoints, TrainingError
+from roadseg.checkpoints import Checkpoints, TrainingError, contents
 from roadseg.classes import NUM_CLASSES, NUM_SCORED, VOID
 from roadseg.dataset1 import RoadScenes
 from roadseg.evaluation import pixel_counts, predict_scenes
@@ -290,6 +290,7 @@ class _Trainer:
                 # a last small batch would weigh as much as a whole one
                 drop_last=len(self.scenes) >= recipe.batch_size,
                 num_workers=_workers(),
+                multiprocessing_context=_context(),
                 pin_memory=accelerator.device.type == "cuda",
             )
             for stage in recipe.stages
@@ -364,7 +365,7 @@ class _Trainer:
         table = torch.stack([r for r, _ in results])
         if self.many:  # of whole batches, so that all processes see the same
             table = self.accelerator.reduce(table, "mean")
-        losses, right, labelled = table.cpu().unbind(1)
+        losses, right, labelled = table.cpu().double().unbind(1)
         self._check(losses, [n for _, n in results], epoch)
         seconds = time.perf_counter() - start
         self.seconds += seconds
@@ -391,7 +392,7 @@ class _Trainer:
         self.schedule.step()
         self.optimiser.zero_grad()
         right, labelled = count_right(logits.detach(), masks)
-        return torch.stack([loss.detach().double(), right.double(), labelled.double()])
+        return torch.stack([loss.detach().float(), right.float(), labelled.float()])
 
     def _loss_of_part(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Return the loss of this process's part of a batch.
@@ -533,6 +534,15 @@ def _workers() -> int:
     return min(8, max(1, (os.cpu_count() or 2) - 1))
 
 
+def _context() -> str | None:
+    """Return how processes that load are started, None where it does not matter.
+
+    From Python 3.14 on Linux would hand each of them all pictures, every one through
+    an open file, and run out of those; forked ones have them already.
+    """
+    return "fork" if _workers() and sys.platform == "linux" else None
+
+
 # --- how long it will take ----------------------------------------------------
 
 
@@ -653,7 +663,11 @@ def _found_or_trained(
     folder: Path,
 ) -> tuple[unet.UNet, dict]:
     path = folder / MODEL
-    kind = {"data": train.origin, "encoder": weights.origin, "recipe": str(recipe)}
+    kind = {
+        "contents": contents(train),
+        "encoder": weights.origin,
+        "recipe": str(recipe),
+    }
     if found := _saved(path, kind):
         return found
     # a folder for each training: one with other data neither stops nor loses this one
@@ -674,6 +688,7 @@ def _found_or_trained(
 
     run = fit(model, train, recipe, checkpoints, on_epoch=watch)
     facts = kind | {
+        "data": train.origin,
         "seconds": round(run.seconds, 1),
         "epochs": recipe.epochs,
         "precision": run.precision,

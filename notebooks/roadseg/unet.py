@@ -463,5 +463,7 @@ def _write_safetensors(path: Path, state: dict, metadata: dict[str, str]) -> Non
     try:
         save_file(state, draft, metadata=metadata)
         os.replace(draft, path)
+    except SafetensorError as error:  # a full disk, mostly
+        raise OSError(f"{runtime.short(path)} cannot be written: {error}") from None
     finally:
         draft.unlink(missing_ok=True)
