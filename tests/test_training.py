@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from roadseg import runtime, training, unet
 from roadseg.classes import VOID
-from roadseg.recipes import Recipe, Stage
+from roadseg.recipes import RECIPES, Recipe, Stage
 
 RECIPE = Recipe("test", (Stage(2, 32, 32), Stage(2, 32, 64)), None, batch_size=2)
 
@@ -83,6 +83,32 @@ def same_weights(a, b):
 
 
 # --- loss and augmentation ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stage", {s for r in RECIPES.values() for s in r.stages}, ids=str
+)
+def test_image_and_mask_stay_on_one_grid(stage):
+    # a ramp along each axis as image, and the same ramp as mask: where a transform
+    # samples both at the same place, they agree to the last quantization step
+    height, width = 360, 480
+    transform = training.train_transform(replace(RECIPE, jitter=0.0), stage)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    offsets = []
+    for seed in range(20):
+        for ramp, size, out in ((y, height, stage.height), (x, width, stage.width)):
+            step = 250 / (size - 1)
+            mask = tv_tensors.Mask((ramp * step).round().byte())
+            image = tv_tensors.Image((ramp * step).expand(3, -1, -1).float())
+            runtime.seed_everything(seed)
+            image, mask = transform(image, mask)
+            inner = (slice(4, -4), slice(4, -4))  # bilinear borders repeat
+            difference = (mask.float() - image[0])[inner].mean()
+            slope = (image[0].amax() - image[0].amin()) / (out - 1)
+            offsets.append((difference / slope).item())
+    assert abs(sum(offsets) / len(offsets)) < 0.05, "in pixels of the output"
+    # a crop that shrinks by an even factor has no pixel at the center: up to 1 / 8
+    assert max(map(abs, offsets)) < 0.2
 
 
 @pytest.mark.parametrize("power", [0.5, 0])

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from roadseg import runtime, unet
@@ -106,16 +107,38 @@ NOT_REPORTED = ("epoch", "height", "width", "seconds")
 # --- pictures and loss --------------------------------------------------------
 
 
-def train_transform(recipe: Recipe, stage: Stage) -> v2.Compose:
-    """Return the augmentation of a stage: crop, mirror, colour.
+class AlignedRandomResizedCrop(v2.RandomResizedCrop):
+    """torchvision's RandomResizedCrop with image and mask on one pixel grid.
 
-    It takes and gives a picture (3, H, W) and a mask (H, W), uint8 tv_tensors;
-    the mask is resized with nearest neighbour, because torchvision knows masks.
+    torchvision resizes a Mask with NEAREST, which samples the upper left corner of
+    each output pixel; the bilinear image is sampled at the center. The mask then
+    lies up to half an output pixel below and to the right of the image. Here both
+    are cropped at the same integer box, and the mask is resized with NEAREST_EXACT,
+    which samples centers. It is resized as a plain tensor, because torchvision
+    before 0.29 replaces NEAREST_EXACT by NEAREST for a Mask.
+    """
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Crop and resize one input; an image (3, H, W) or a mask (H, W)."""
+        if not isinstance(inpt, tv_tensors.Mask):
+            return super().transform(inpt, params)
+        box = (params[k] for k in ("top", "left", "height", "width"))
+        mask = v2.functional.crop(inpt.as_subclass(Tensor)[None], *box)
+        mask = v2.functional.resize(
+            mask, self.size, interpolation=v2.InterpolationMode.NEAREST_EXACT
+        )
+        return tv_tensors.wrap(mask[0], like=inpt)
+
+
+def train_transform(recipe: Recipe, stage: Stage) -> v2.Compose:
+    """Return the augmentation of a stage: crop, horizontal flip, color jitter.
+
+    It takes and gives an image (3, H, W) and a mask (H, W), uint8 tv_tensors.
     """
     size = (stage.height, stage.width)
     return v2.Compose(
         [
-            v2.RandomResizedCrop(
+            AlignedRandomResizedCrop(
                 size, scale=(recipe.crop, 1.0), ratio=(1.1, 1.6), antialias=True
             ),
             v2.RandomHorizontalFlip(),
