@@ -1,41 +1,47 @@
-"""Check that the notebooks are complete, current and readable without running them.
+"""Check that the notebooks are complete, current, and readable, without running them.
 
     python scripts/check_notebooks.py                        # all chapters
     python scripts/check_notebooks.py notebooks/01_*.ipynb --report
 
-One line per fault: notebook, cell, what is wrong, what to do. Cells are counted from 1,
-text and code together; "In [4]" is the fourth code cell. Notes are printed but are no
-faults. Exit status 1 if there is a fault.
+One line for each violation: notebook, cell, what is wrong, what to do. Cells are
+counted from 1, text and code together; "In [4]" is the fourth code cell. Notes are
+not violations. The exit status is 1 if there are violations. --report adds a table
+of each notebook's size and style: we/you, semicolons, and images are per 1,000 words,
+and "bare" is the share of code cells that follow another without text between.
 """
 
 import argparse
 import ast
-import json
 import re
-import statistics
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-import nbformat
-from nbformat import NotebookNode
 
 import notebooks
 import prose_numbers
+from chapters import (
+    UNCOMPARED,
+    Chapter,
+    load,
+    measure,
+    output_text,
+    quote,
+    report,
+)
 from notebooks import code_cells, tags
 
 # The limits, all in one place. -------------------------------------------------
 
-WORDS = (2_000, 3_500)
+WORDS = (2_000, 5_100)
 """Words of prose in a chapter's text cells."""
 MEDIAN_LINES = 6
-"""Median of the code cells' lines, blank ones aside."""
+"""Median of the code cells' lines, without blank ones."""
 CELL_LINES = 25
-"""Lines of a code cell; one cell in a notebook may carry LONG_CELL instead."""
+"""Lines of a code cell; one cell in a notebook may be tagged LONG_CELL instead."""
 LONG_CELL_LINES = 30
-"""Lines of that one, blank ones aside."""
+"""Lines of that one, without blank ones."""
 LINE_LENGTH = 75
 """Characters in a line of code: what a phone shows."""
 BYTES = 3_000_000
@@ -44,18 +50,17 @@ COMPARED = {"01": 0.8, "02": 0.8, "": 0.5}
 """Share of the code cells with output whose output nbval compares, by chapter."""
 
 SECTIONS = (
-    "What you will learn",
-    "Setup",
-    "Exercises",
-    "What we have learnt",
-    "References",
+    ("What you will learn",),
+    ("Setup",),
+    ("What we learned", "What we have learned", "Summary"),
+    ("Exercises",),
+    ("References",),
 )
-"""Second-level headings that a chapter has, in this order."""
+"""Second-level headings, with alternatives, that every chapter has, in any order."""
 LONG_CELL = "long-cell"
-UNCOMPARED = ("nbval-ignore-output", "nbval-skip")
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
-MACHINE_PATH = re.compile(
+LOCAL_PATH = re.compile(
     r"(?<![\w./~:-])/(?:work|root|home|tmp|var|opt|usr|Users|private|mnt)/[\w./-]*"
     r"|(?<!\w)[A-Z]:\\+(?:Users|Windows|Program|Temp)"
 )
@@ -71,7 +76,7 @@ HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Fault:
+class Violation:
     """One thing that is wrong: in which cell (from 1), what, and what to do."""
 
     cell: int | None
@@ -79,300 +84,245 @@ class Fault:
     remedy: str
 
 
-@dataclass
-class Book:
-    """A notebook that is being checked."""
-
-    path: Path
-    raw: dict = field(repr=False)
-
-    @cached_property
-    def nb(self) -> NotebookNode:
-        """The notebook, for cell by cell checks."""
-        return nbformat.from_dict(self.raw)
-
-    @cached_property
-    def code(self) -> list[tuple[int, NotebookNode]]:
-        """The code cells that run, each with its number among all cells."""
-        running = {id(c) for c in code_cells(self.nb)}
-        return [(i, c) for i, c in enumerate(self.nb.cells, 1) if id(c) in running]
-
-    @cached_property
-    def text(self) -> list[tuple[int, str]]:
-        """The source of the text cells, fenced code aside, with their numbers."""
-        cells = enumerate(self.nb.cells, 1)
-        return [(i, unfenced(c.source)) for i, c in cells if c.cell_type == "markdown"]
-
-    @cached_property
-    def outputs(self) -> list[tuple[int, NotebookNode]]:
-        """All outputs, each with the number of its cell."""
-        return [(i, output) for i, cell in self.code for output in cell.outputs]
-
-    @property
-    def chapter(self) -> str:
-        """The two digits that the file's name begins with, or nothing."""
-        match = re.match(r"\d\d(?=_)", self.path.name)
-        return match.group() if match else ""
-
-
-def unfenced(text: str) -> str:
-    """Return Markdown with fenced code blocks emptied, their fences kept."""
-    return re.sub(r"(?ms)^(\s*```+)(\S*).*?^\s*```+\s*$", r"\1\2\n\1", text)
-
-
-def prose_words(text: str) -> int:
-    """Count the words a reader reads: no code blocks, formulas, tags or addresses."""
-    text = re.sub(r"(?ms)^\s*```+.*?^\s*```+\s*$", " ", text)
-    text = re.sub(r"(?s)<!--.*?-->|\$\$.*?\$\$|</?[a-zA-Z][^>]*>", " ", text)
-    text = re.sub(r"\$[^$\n]+\$", " ", text)
-    text = re.sub(r"\]\([^)]*\)", "] ", text)
-    text = re.sub(r"https?://\S+", " ", text)
-    return len([w for w in text.split() if re.search(r"[^\W_]", w)])
-
-
-def plain_text(output: NotebookNode) -> str:
-    """Return what an output says in words: a stream, or text and HTML of a display."""
-    if output.output_type == "stream":
-        return output.text
-    data = output.get("data", {})
-    return "\n".join(data[m] for m in ("text/plain", "text/html") if m in data)
-
-
 # The checks. ---------------------------------------------------------------------
 
 
-def check_format(book: Book) -> Iterator[Fault]:
-    """Format 4.5 with an id of its own for every cell, and no stray metadata."""
-    version = (book.raw.get("nbformat"), book.raw.get("nbformat_minor"))
-    if version != (4, 5):
+def check_format(chapter: Chapter) -> Iterator[Violation]:
+    """Format 4.5 with a different id for every cell, and no stray metadata."""
+    nb = chapter.nb
+    if (nb.nbformat, nb.nbformat_minor) != (4, 5):
         todo = "write it with scripts/notebooks.py execute --in-place"
-        yield Fault(None, f"format {version[0]}.{version[1]}, not 4.5", todo)
+        what = f"is in format {nb.nbformat}.{nb.nbformat_minor}, not 4.5"
+        yield Violation(None, what, todo)
         return
     seen: dict[str, int] = {}
-    for i, cell in enumerate(book.nb.cells, 1):
+    for i, cell in enumerate(nb.cells, 1):
         if (name := cell.get("id", "")) in seen:
             what = f"has the id {name!r} of cell {seen[name]}"
-            yield Fault(i, what, "give it another id")
+            yield Violation(i, what, "give it another id")
         seen[name] = i
-        if extra := set(cell.metadata) - {"tags"}:
-            what = f"has metadata beside tags: {', '.join(sorted(extra))}"
-            yield Fault(i, what, "execute it with scripts/notebooks.py, which cleans")
+        if extra := set(cell.metadata) - set(notebooks.CELL_METADATA):
+            what = f"has unwanted metadata: {', '.join(sorted(extra))}"
+            todo = "execute it with scripts/notebooks.py, which removes them"
+            yield Violation(i, what, todo)
 
 
-def check_current(book: Book) -> Iterator[Fault]:
+def check_current(chapter: Chapter) -> Iterator[Violation]:
     """The code cells are those that ran, from first to last, on real data."""
     redo = "run scripts/notebooks.py execute --in-place --profile cpu"
-    stored = book.nb.metadata.get("roadseg", {})
-    if not stored.get("cells"):
-        yield Fault(None, "stores no hash of its code cells", redo)
-    elif stored["cells"] != notebooks.cells_hash(book.nb):
-        yield Fault(None, "a code cell changed since the notebook ran", redo)
-    if stored.get("profile") == "quick":
-        yield Fault(None, "stores the outputs of the quick profile", redo)
-    for k, (i, cell) in enumerate(book.code, 1):
+    if not chapter.stored.get("cells"):
+        yield Violation(None, "stores no hash of its code cells", redo)
+    elif chapter.stored["cells"] != notebooks.cells_hash(chapter.nb):
+        yield Violation(None, "a code cell changed after the notebook ran", redo)
+    if chapter.stored.get("profile") == "quick":
+        yield Violation(None, "stores the outputs of the quick profile", redo)
+    for k, (i, cell) in enumerate(chapter.code, 1):
         if cell.execution_count != k:
-            what = f"ran as number {cell.execution_count}, should be {k}"
-            yield Fault(i, what, redo)
+            what = f"has execution count {cell.execution_count}, should be {k}"
+            yield Violation(i, what, redo)
             break
 
 
-def check_outputs(book: Book) -> Iterator[Fault]:
-    """No tracebacks, no stderr, no warnings, no paths of the machine."""
-    for i, output in book.outputs:
+def check_outputs(chapter: Chapter) -> Iterator[Violation]:
+    """No tracebacks, no stderr, no warnings, no local paths."""
+    for i, output in chapter.outputs:
         if output.output_type == "error":
             what = f"stores a traceback ({output.ename})"
-            yield Fault(i, what, "catch the exception and print its message")
+            yield Violation(i, what, "catch the exception and print its message")
             continue
-        text = plain_text(output)
-        if output.output_type == "stream" and output.name == "stderr":
-            what = f"writes to stderr: {_quote(text)}"
-            yield Fault(i, what, "print to stdout or remove the cause")
+        text = output_text(output)
+        if output.get("name") == "stderr":
+            what = f"writes to stderr: {quote(text)}"
+            yield Violation(i, what, "print to stdout or remove the cause")
         elif match := re.search(r"\b\w*Warning\b.*", text):
-            yield Fault(i, f"shows a warning: {_quote(match[0])}", "remove its cause")
-        if match := MACHINE_PATH.search(text) or COLAB_PATH.search(text):
-            what = f"shows a path of one machine: {_quote(match[0])}"
-            yield Fault(i, what, "print runtime.short(path)")
+            yield Violation(i, f"shows a warning: {quote(match[0])}", "fix its cause")
+        if match := LOCAL_PATH.search(text) or COLAB_PATH.search(text):
+            what = f"shows a local path: {quote(match[0])}"
+            yield Violation(i, what, "print runtime.display_path(path)")
 
 
-def check_sources(book: Book) -> Iterator[Fault]:
-    """No paths of the machine, pyplot windows or hidden markers; nothing empty."""
-    for i, cell in enumerate(book.nb.cells, 1):
-        if match := MACHINE_PATH.search(cell.source):
-            what = f"names a path of one machine: {_quote(match[0])}"
-            yield Fault(i, what, "use runtime.data_dir() or runtime.output_dir()")
+def check_sources(chapter: Chapter) -> Iterator[Violation]:
+    """No local paths, pyplot windows, or hidden markers; nothing empty."""
+    for i, cell in enumerate(chapter.nb.cells, 1):
+        if match := LOCAL_PATH.search(cell.source):
+            what = f"contains a local path: {quote(match[0])}"
+            yield Violation(i, what, "use runtime.data_dir() or runtime.output_dir()")
         if not cell.source.strip():
-            yield Fault(i, "is empty", "remove it")
-    for i, cell in book.code:
+            yield Violation(i, "is empty", "remove it")
+    for i, cell in chapter.code:
         if re.search(r"%matplotlib|\bplt\.show\(", cell.source):
-            yield Fault(i, "shows figures its own way", "call plots.show(fig, alt=...)")
+            todo = "call plots.show(fig, alt=...)"
+            yield Violation(i, "bypasses plots.show", todo)
         if re.search(r"#\s*(?:NBVAL|PYTEST_VALIDATE)_", cell.source):
-            yield Fault(i, "marks itself for nbval in a comment", "use a cell tag")
+            yield Violation(i, "marks itself for nbval in a comment", "use a cell tag")
 
 
-def check_size(book: Book) -> Iterator[Fault]:
-    """The file is small enough for GitHub to show it."""
-    size = book.path.stat().st_size
+def check_size(chapter: Chapter) -> Iterator[Violation]:
+    """The file is small enough for GitHub to render it."""
+    size = chapter.path.stat().st_size
     if size >= BYTES:
         what = f"has {size / 1e6:.1f} MB, at most {BYTES / 1e6:.0f} are allowed"
-        yield Fault(None, what, "show photos with plots.show(..., photo=True)")
+        yield Violation(None, what, "show photos with plots.show(..., jpeg=True)")
 
 
-def check_pictures(book: Book) -> Iterator[Fault]:
-    """Every picture says in words what it shows, and comes with the notebook."""
-    for i, output in book.outputs:
+def check_images(chapter: Chapter) -> Iterator[Violation]:
+    """Every image has alt text and comes with the notebook."""
+    for i, output in chapter.outputs:
         data = output.get("data", {})
         for kind in [m for m in data if m.startswith("image/")]:
             alt = output.metadata.get(kind, {}).get("alt", "")
             text = data.get("text/plain", "")
             if not str(alt).strip() or not text.strip() or text.startswith("<Figure"):
-                what = "has a picture without a text alternative"
-                yield Fault(i, what, "call plots.show(fig, alt=...)")
+                what = "has an image without alt text"
+                yield Violation(i, what, "call plots.show(fig, alt=...)")
         for address in HTML_SOURCE.findall(data.get("text/html", "")):
             if re.match(r"https?:|//", address):
-                what = f"needs another site to be seen: {_quote(address)}"
-                yield Fault(i, what, "put it into the output itself")
-    for i, text in book.text:
-        pictures = [where for mark, where in LINK.findall(text) if mark]
-        pictures += re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text)
-        pictures += HTML_SOURCE.findall(text)
-        for address in dict.fromkeys(pictures):
+                what = f"loads something from another site: {quote(address)}"
+                yield Violation(i, what, "embed it in the output")
+    for i, text in chapter.text:
+        images = [where for mark, where in LINK.findall(text) if mark]
+        images += re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text)
+        images += HTML_SOURCE.findall(text)
+        for address in dict.fromkeys(images):
             if address != BADGE and not address.startswith("data:"):
-                what = f"shows a picture from elsewhere: {_quote(address)}"
-                yield Fault(i, what, "draw it in a code cell, or link to its page")
+                what = f"shows an image from elsewhere: {quote(address)}"
+                yield Violation(i, what, "draw it in a code cell, or link to its page")
 
 
-def check_headings(book: Book) -> Iterator[Fault]:
+def check_headings(chapter: Chapter) -> Iterator[Violation]:
     """One title, first; no level left out; the sections every chapter has."""
-    found = [(i, len(m[1]), m[2]) for i, t in book.text for m in HEADING.finditer(t)]
+    found = [(i, len(m[1]), m[2]) for i, t in chapter.text for m in HEADING.finditer(t)]
     if not found:
-        yield Fault(None, "has no headings", "begin with '# 1. Title'")
+        yield Violation(None, "has no headings", "begin with '# 1. Title'")
         return
     if found[0][1] != 1 or found[0][0] != 1:
         what = "the first cell does not begin with the title"
-        yield Fault(found[0][0], what, "begin with '# 1. Title'")
-    number = f"{int(book.chapter)}. " if book.chapter else ""
+        yield Violation(found[0][0], what, "begin with '# 1. Title'")
+    number = f"{int(chapter.number)}. " if chapter.number else ""
     if found[0][1] == 1 and not found[0][2].startswith(number):
         what = f"the title is {found[0][2]!r}"
-        yield Fault(found[0][0], what, f"begin it with '{number.strip()}'")
+        yield Violation(found[0][0], what, f"begin it with '{number.strip()}'")
     for (_, before, _), (i, level, title) in zip(found, found[1:], strict=False):
         if level == 1:
-            yield Fault(i, f"second title {title!r}", "make it a section: ##")
+            yield Violation(i, f"second title {title!r}", "make it a section: ##")
         elif level > before + 1:
             what = f"{title!r} jumps from level {before} to {level}"
-            yield Fault(i, what, f"use {'#' * (before + 1)}")
-    yield from _check_sections([title for _, level, title in found if level == 2])
+            yield Violation(i, what, f"use {'#' * (before + 1)}")
+    titles = [title for _, level, title in found if level == 2]
+    for names in SECTIONS:
+        if not set(names) & set(titles):
+            what = f"has no section {names[0]!r}"
+            yield Violation(None, what, f"add '## {names[0]}'")
 
 
-def _check_sections(titles: list[str]) -> Iterator[Fault]:
-    missing = [s for s in SECTIONS if s not in titles]
-    for section in missing:
-        yield Fault(None, f"has no section {section!r}", f"add '## {section}'")
-    order = [s for s in titles if s in SECTIONS]
-    if not missing and order != list(SECTIONS):
-        what = f"its sections stand in the order {', '.join(order)}"
-        yield Fault(None, what, f"put them as: {', '.join(SECTIONS)}")
+def check_address(chapter: Chapter) -> Iterator[Violation]:
+    """The badge opens this notebook, at the address that pyproject.toml has."""
+    text = (notebooks.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    url = tomllib.loads(text)["project"]["urls"]["Repository"]
+    name = url.removeprefix("https://github.com/")
+    first = chapter.nb.cells[0].source if chapter.nb.cells else ""
+    where = f"https://colab.research.google.com/github/{name}/blob/main/notebooks/"
+    if BADGE not in first or f"({where}{chapter.path.name})" not in first:
+        todo = f"link it to {where}{chapter.path.name}"
+        yield Violation(1, "has no Colab badge that opens this notebook", todo)
+    for i, cell in chapter.code[:1]:
+        match = notebooks.REPOSITORY_URL.search(cell.source)
+        if match and f'"{url}"' not in cell.source:
+            what = f"clones another repository than {url}"
+            yield Violation(i, what, "set the address as CONTRIBUTING.md says")
 
 
-def check_badge(book: Book) -> Iterator[Fault]:
-    """The first cell opens this very notebook in Colab."""
-    first = book.nb.cells[0].source if book.nb.cells else ""
-    where = "https://colab.research.google.com/github/"
-    pattern = rf"\({re.escape(where)}[\w.-]+/[\w.-]+/blob/main/notebooks/([^)]+)\)"
-    match = re.search(pattern, first)
-    todo = f"link it to {where}OWNER/NAME/blob/main/notebooks/{book.path.name}"
-    if not match or BADGE not in first:
-        yield Fault(1, "has no Colab badge", todo)
-    elif match[1] != book.path.name:
-        yield Fault(1, f"its Colab badge opens {match[1]}", todo)
-
-
-def check_setup(book: Book) -> Iterator[Fault]:
-    """The setup cell, the first one of code, is the same in all notebooks."""
-    if not book.code:
-        yield Fault(None, "has no code cells", "add the setup cell")
+def check_setup(chapter: Chapter) -> Iterator[Violation]:
+    """The first code cell sets up the course, the same way in all notebooks."""
+    if not chapter.code:
+        yield Violation(None, "has no code cells", "add the setup cell")
         return
-    siblings = sorted(book.path.resolve().parent.glob("[0-9][0-9]_*.ipynb"))
-    if not siblings or siblings[0] == book.path.resolve():
+    siblings = sorted(chapter.path.resolve().parent.glob("[0-9][0-9]_*.ipynb"))
+    if not siblings or siblings[0] == chapter.path.resolve():
         return
     try:
         reference = code_cells(notebooks.read(siblings[0]))
     except ValueError:
-        return  # that notebook's own fault
-    if reference and reference[0].source != book.code[0][1].source:
+        return  # a violation of that notebook
+    i, cell = chapter.code[0]
+    if reference and _setup(reference[0].source) != _setup(cell.source):
         what = f"the setup cell differs from that of {siblings[0].name}"
-        yield Fault(book.code[0][0], what, "make the two identical")
+        yield Violation(i, what, "copy it; only the wanted packages may differ")
 
 
-def check_prose(book: Book) -> Iterator[Fault]:
-    """Long enough to explain, short enough to be read."""
-    words = measure(book)["words"]
+def _setup(source: str) -> str:
+    """Return a setup cell without the packages that it wants."""
+    return re.sub(r"(?s)    wanted = .*?(?=\n    new = )", "", source)
+
+
+def check_prose(chapter: Chapter) -> Iterator[Violation]:
+    """Long enough to explain, short enough to read."""
+    words = measure(chapter)["words"]
     if not WORDS[0] <= words <= WORDS[1]:
         what = f"has {words:,} words of prose, not {WORDS[0]:,} to {WORDS[1]:,}"
         todo = "explain more" if words < WORDS[0] else "cut or move text"
-        yield Fault(None, what, todo)
+        yield Violation(None, what, todo)
+    for i, number, around in prose_numbers.strays(chapter.nb, chapter.number):
+        what = f"says {number}, and nothing in its section does: {quote(around)}"
+        todo = "correct it, or add its source to scripts/known_numbers.toml"
+        yield Violation(i, what, todo)
 
 
-def check_numbers(book: Book) -> Iterator[Fault]:
-    """Yield numbers of the text that no output or code beside them shows."""
-    for i, number, around in prose_numbers.strays(book.nb, book.chapter):
-        what = f"says {number}, and nothing in its section does: {_quote(around)}"
-        yield Fault(i, what, "correct it, or source it in scripts/known_numbers.toml")
-
-
-def check_markdown(book: Book) -> Iterator[Fault]:
+def check_markdown(chapter: Chapter) -> Iterator[Violation]:
     """Markdown that Colab and GitHub understand, links that work there."""
-    for i, text in book.text:
+    for i, text in chapter.text:
         if match := MYST.search(text):
-            what = f"uses MyST syntax: {_quote(match[0])}"
-            yield Fault(i, what, "write plain Markdown: > **Note.** ...")
+            what = f"uses MyST syntax: {quote(match[0])}"
+            yield Violation(i, what, "write plain Markdown: > **Note.** ...")
         for mark, address in LINK.findall(text):
             if not mark and not re.match(r"https?://|#|mailto:", address):
-                what = f"has a relative link: {_quote(address)}"
-                yield Fault(i, what, "link to https://github.com/OWNER/NAME/blob/main/")
-            chapter = re.search(r"/blob/main/notebooks/([^/#]+\.ipynb)", address)
-            if chapter and not (book.path.resolve().parent / chapter[1]).exists():
-                what = f"links to a notebook that is not there: {chapter[1]}"
-                yield Fault(i, what, "correct the name")
+                what = f"has a relative link: {quote(address)}"
+                todo = "link to https://github.com/OWNER/NAME/blob/main/..."
+                yield Violation(i, what, todo)
+            name = re.search(r"/blob/main/notebooks/([^/#]+\.ipynb)", address)
+            if name and not (chapter.path.resolve().parent / name[1]).exists():
+                what = f"links to a notebook that does not exist: {name[1]}"
+                yield Violation(i, what, "correct the name")
 
 
-def check_cells(book: Book) -> Iterator[Fault]:
+def check_cells(chapter: Chapter) -> Iterator[Violation]:
     """Small code cells with lines that a phone shows."""
-    median = measure(book)["median"]
+    median = measure(chapter)["median"]
     if median > MEDIAN_LINES:
         what = f"its code cells have a median of {median:g} lines"
-        yield Fault(None, what, f"split cells until it is {MEDIAN_LINES} or fewer")
-    long_cells = [i for i, cell in book.code if LONG_CELL in tags(cell)]
+        yield Violation(None, what, f"split cells until it is {MEDIAN_LINES} or fewer")
+    long_cells = [i for i, cell in chapter.code if LONG_CELL in tags(cell)]
     for i in long_cells[1:]:
         what = f"is the second one tagged {LONG_CELL}"
-        yield Fault(i, what, "split it and remove the tag")
-    for i, cell in book.code:
+        yield Violation(i, what, "split it and remove the tag")
+    for i, cell in chapter.code:
         lines = cell.source.splitlines()
-        filled = _filled(cell)
-        if i in long_cells and filled > LONG_CELL_LINES:
-            what = f"has {filled} lines, the most is {LONG_CELL_LINES}"
-            yield Fault(i, what, "split it or move plumbing into roadseg")
-        elif i not in long_cells and len(lines) > CELL_LINES:
-            what = f"has {len(lines)} lines, the most is {CELL_LINES}"
-            yield Fault(i, what, "split it or move plumbing into roadseg")
+        filled = sum(bool(line.strip()) for line in lines)
+        count, limit = len(lines), CELL_LINES
+        if i in long_cells:
+            count, limit = filled, LONG_CELL_LINES
+        if count > limit:
+            what = f"has {count} lines, at most {limit} are allowed"
+            yield Violation(i, what, "split it or move plumbing into roadseg")
         if wide := [x for x in lines if len(x) > LINE_LENGTH]:
             what = f"has {_count(len(wide), 'line')} over {LINE_LENGTH} characters"
-            yield Fault(i, f"{what}: {_quote(wide[0])}", "wrap")
+            yield Violation(i, f"{what}: {quote(wide[0])}", "wrap")
 
 
-def check_compared(book: Book) -> Iterator[Fault]:
+def check_compared(chapter: Chapter) -> Iterator[Violation]:
     """Enough outputs that nbval compares, and an assertion where it does not."""
-    share = measure(book)["compared"]
-    least = COMPARED.get(book.chapter, COMPARED[""])
+    share = measure(chapter)["compared"]
+    least = COMPARED.get(chapter.number, COMPARED[""])
     if share is not None and share < least:
         what = f"nbval compares {share:.0%} of the outputs, at least {least:.0%} wanted"
-        yield Fault(None, what, "print what must hold everywhere, remove tags")
-    for k, (i, cell) in enumerate(book.code):
+        yield Violation(None, what, "print what must hold everywhere, remove tags")
+    for k, (i, cell) in enumerate(chapter.code):
         if k == 0 or "setup" in tags(cell) or not set(tags(cell)) & set(UNCOMPARED):
             continue
-        near = [c for _, c in book.code[k : k + 3] if "nbval-skip" not in tags(c)]
+        near = [c for _, c in chapter.code[k : k + 3] if "nbval-skip" not in tags(c)]
         if not any(asserts(c.source) for c in near):
-            what = "is not compared, and no assertion stands in it or the next two"
-            yield Fault(i, what, "assert below it what must hold anyway")
+            what = "is not compared, and neither it nor the next two cells assert"
+            yield Violation(i, what, "assert below it what must hold anyway")
 
 
 def asserts(source: str) -> bool:
@@ -398,12 +348,11 @@ CHECKS = (
     check_outputs,
     check_sources,
     check_size,
-    check_pictures,
+    check_images,
     check_headings,
-    check_badge,
+    check_address,
     check_setup,
     check_prose,
-    check_numbers,
     check_markdown,
     check_cells,
     check_compared,
@@ -413,110 +362,33 @@ CHECKS = (
 # Measuring and reporting. ----------------------------------------------------------
 
 
-def measure(book: Book) -> dict:
-    """Return a notebook's numbers: words, code cells, median lines, share compared."""
-    shown = [cell for _, cell in book.code if cell.outputs]
-    compared = [cell for cell in shown if not set(tags(cell)) & set(UNCOMPARED)]
-    lines = [_filled(cell) for _, cell in book.code]
-    markdown = [c.source for c in book.nb.cells if c.cell_type == "markdown"]
-    return {
-        "words": sum(map(prose_words, markdown)),
-        "cells": len(book.code),
-        "median": statistics.median(lines) if lines else 0,
-        "compared": len(compared) / len(shown) if shown else None,
-        "bytes": book.path.stat().st_size,
-        "profile": book.nb.metadata.get("roadseg", {}).get("profile", "-"),
-    }
-
-
-def _filled(cell: NotebookNode) -> int:
-    return sum(bool(line.strip()) for line in cell.source.splitlines())
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
-def _quote(text: str, length: int = 60) -> str:
-    words = " ".join(text.split())
-    return repr(words if len(words) <= length else words[: length - 3] + "...")
-
-
-def load(path: Path) -> Book:
-    """Read a notebook as it lies on the disk, repairing nothing.
-
-    Raises:
-        ValueError: If the file is not there or is no valid notebook.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        cells = raw["cells"]
-    except FileNotFoundError:
-        raise ValueError("there is no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"is not a notebook of format 4 ({error})") from None
-    for error in nbformat.validator.iter_validate(raw):
-        raise ValueError(f"is not a valid notebook: {_quote(error.message, 100)}")
-    for cell in cells:
-        _join_lines(cell)
-    return Book(path, raw)
-
-
-def _join_lines(cell: dict) -> None:
-    """Join the lists of lines that the file format stores texts as."""
-    cell["source"] = "".join(cell.get("source", ""))
-    for output in cell.get("outputs", []):
-        if "text" in output:
-            output["text"] = "".join(output["text"])
-        for kind, value in output.get("data", {}).items():
-            if isinstance(value, list) and all(isinstance(x, str) for x in value):
-                output["data"][kind] = "".join(value)
-
-
-def faults(book: Book) -> list[Fault]:
+def violations(chapter: Chapter) -> list[Violation]:
     """Return all that is wrong with a notebook, from its first cell on."""
-    found = [fault for check in CHECKS for fault in check(book)]
-    return sorted(found, key=lambda fault: fault.cell or 0)
+    found = [violation for check in CHECKS for violation in check(chapter)]
+    return sorted(found, key=lambda violation: violation.cell or 0)
 
 
-def notes(book: Book) -> list[str]:
-    """Return what is worth knowing but no fault."""
-    stored = book.nb.metadata.get("roadseg", {}).get("package")
-    if stored and stored != notebooks.package_hash():
-        return ["roadseg's code changed since the notebook ran; execute it again soon"]
-    return []
-
-
-def _where(book: Book, cell: int | None) -> str:
-    if cell is None:
-        return ""
-    numbers = [i for i, _ in book.code]
-    code = f" (In [{numbers.index(cell) + 1}])" if cell in numbers else ""
-    return f" cell {cell}{code}:"
-
-
-def _shown_path(path: Path) -> str:
+def display(path: Path) -> str:
+    """Return a path relative to the working directory, if it is inside it."""
     path, here = path.resolve(), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def report(books: Iterable[Book]) -> str:
-    """Return a table of the notebooks' numbers."""
-    rows = [("notebook", "words", "cells", "lines", "compared", "MB", "profile")]
-    for book in books:
-        n = measure(book)
-        share = "-" if n["compared"] is None else f"{n['compared']:.0%}"
-        numbers = (f"{n['words']:,}", str(n["cells"]), f"{n['median']:g}", share)
-        size = f"{n['bytes'] / 1e6:.2f}"
-        rows.append((book.path.name, *numbers, size, n["profile"]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(w) if k else cell.ljust(w)
-            for k, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+def describe(chapter: Chapter) -> list[str]:
+    """Return a line for each violation."""
+    lines, numbers = [], [i for i, _ in chapter.code]
+    for violation in violations(chapter):
+        where, cell = "", violation.cell
+        if cell is not None:
+            code = f" (In [{numbers.index(cell) + 1}])" if cell in numbers else ""
+            where = f" cell {cell}{code}:"
+        name = display(chapter.path)
+        lines.append(f"{name}:{where} {violation.what}; {violation.remedy}")
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -529,28 +401,26 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     paths = options.notebooks or notebooks.chapters()
     if not paths:
-        print("there are no notebooks in notebooks/")
+        print("There are no notebooks in notebooks/.")
         return 1
-    books, count = [], 0
+    chapters, lines = [], []
     for path in paths:
         try:
-            book = load(path)
+            chapter = load(path)
         except ValueError as error:
-            print(f"{_shown_path(path)}: {error}")
-            count += 1
+            lines.append(f"{display(path)}: {error}")
             continue
-        books.append(book)
-        found = faults(book)
-        count += len(found)
-        for fault in found:
-            where = _where(book, fault.cell)
-            print(f"{_shown_path(path)}:{where} {fault.what}; {fault.remedy}")
-        for note in notes(book):
-            print(f"{_shown_path(path)}: note: {note}")
-    if options.report:
-        print(report(books))
-    print(f"{_count(len(paths), 'notebook')} checked, {_count(count, 'fault')}")
-    return 1 if count else 0
+        chapters.append(chapter)
+        lines += describe(chapter)
+        if chapter.stored.get("package", "") not in ("", notebooks.package_hash()):
+            note = "note: roadseg changed after it ran; execute it again soon"
+            print(f"{display(path)}: {note}")
+    print("\n".join(lines), end="\n" * bool(lines))
+    if options.report and chapters:
+        print(report(chapters))
+    counts = _count(len(paths), "notebook"), _count(len(lines), "violation")
+    print(f"{counts[0]} checked, {counts[1]}")
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

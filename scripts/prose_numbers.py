@@ -1,13 +1,13 @@
 """Compare the numbers in a chapter's text with the outputs and the code beside them.
 
-A number in a text cell must be in an output of the same section, rounded as the text
-rounds it, or stand in the section's code. One that was not measured here (a published
-score, the size of a file) stands in known_numbers.toml with its source. Whole numbers
-up to 12, years in citations, formulas and quoted code are left out.
+A number in a text cell must appear in an output of the same section, rounded as in the
+text, or in the section's code. A number that was not measured there (a published
+score, the size of a file) is listed in known_numbers.toml with its source. Whole
+numbers up to 12, years in citations, formulas, and quoted code are ignored.
 
-A section is what stands under one second-level heading. A text that speaks of another
-one ("section 3") is compared with that one too, and the last, "What we have learnt",
-with the whole chapter.
+A section is everything under one second-level heading. A text that refers to another
+section ("section 3") is compared with that one too, and the summary at the end with
+the whole chapter.
 """
 
 import re
@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 KNOWN = Path(__file__).with_name("known_numbers.toml")
 NOT_COMPARED = ("What you will learn", "Setup", "References")
-SUMMARY = "What we have learnt"
+SUMMARIES = ("What we learned", "What we have learned", "Summary")
 SMALL = 12
 """Whole numbers up to this one are counts that read like words."""
 
@@ -35,6 +35,7 @@ LEFT_OUT = re.compile(
     r"|\$\$.*?\$\$|\$[^$]*\$"  # formulas
     r"|<[^>]*>"  # HTML
     r"|\(?\b(?:19|20)\d\d\)"  # the year of a citation
+    r"|\b[Ff]igures? \d+\.\d+"  # numbers of figures
     r"|(?m:^#+ [^\n]*$)",  # headings carry section numbers
     re.DOTALL,
 )
@@ -75,7 +76,7 @@ def strays(nb: NotebookNode, chapter: str) -> Iterator[tuple[int, str, str]]:
     for part in parts:
         if part.title in NOT_COMPARED:
             continue
-        whole = part.title == SUMMARY
+        whole = part.title in SUMMARIES
         for cell, text in part.texts:
             cited = re.findall(r"\bsection (\d+)", text)
             beside = [p for p in parts if p is part or whole or p.number in cited]

@@ -6,23 +6,28 @@ import socket
 import matplotlib
 import pytest
 
+from roadseg import runtime
+
 
 @pytest.fixture(autouse=True, scope="module")
 def own_style():
-    """The course's figure style, where a test sets it, ends with the file of tests."""
+    """The course's figure style, where a test sets it, ends with the test file."""
     with matplotlib.rc_context():
         yield
 
 
 @pytest.fixture(autouse=True)
 def course_settings(monkeypatch):
-    """Whoever runs the tests may have settings of their own; tests start without."""
+    """Tests start without the settings of the person who runs them."""
     for name in list(os.environ):
         if name.startswith("ROADSEG_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("ROADSEG_PROFILE", "quick")
     monkeypatch.setenv("ROADSEG_DEVICE", "cpu")
     monkeypatch.delenv("MPLBACKEND", raising=False)
+    runtime.reset()
+    yield
+    runtime.reset()
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +45,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def no_proxy(monkeypatch):
-    """The checks send what asks for a page to a port where nobody answers; not here."""
+    """Undo the proxy at a closed port that keeps the tests away from the network."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)

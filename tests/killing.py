@@ -2,14 +2,14 @@
 
     python tests/killing.py FOLDER KILLS SEED NETWORK
 
-One process reads drawn scenes and forks children that train a network (`unet`, or a
-`small` one for machines that are busy) by a recipe of small pictures; it kills them
-with SIGKILL and starts the next. In every third round that happens at any moment; else
-soon after they began to write a checkpoint, or they kill themselves while they write
-one, which a busy machine cannot change. The last child is left alone. It prints, as
-JSON, what it did and checksums of the weights beside those of a training that nobody
-disturbed. A process of its own, because forking needs one that has not yet used
-autograd.
+One process reads synthetic scenes and forks children that train a network (`unet`, or a
+`small` one for machines that are busy) on small images; it kills them with SIGKILL and
+starts the next. In every third round that happens at any moment; otherwise soon after
+they began to write a checkpoint, or they kill themselves while they write one, which
+does not depend on how busy the machine is. The last child is left alone. It prints, as
+JSON, what it did and checksums of the weights, and those of an undisturbed training.
+Weights include their moving average. A process of its own, because forking needs one
+that has not yet used autograd.
 """
 
 import contextlib
@@ -24,14 +24,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from roadseg import dataset1, training, unet
-from roadseg.recipes import Recipe, Stage
+from roadseg import dataset1, runtime, training, unet
+from roadseg.recipes import Phase, Recipe
+from roadseg.scenes import RoadScenes
 
 
 class Small(nn.Module):
     """An encoder and a head with all that has a state: dropout, batch statistics."""
-
-    origin = "random"
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,30 +38,31 @@ class Small(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.2), nn.Conv2d(8, 12, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (N, 12, H, W) of pictures (N, 3, H, W)."""
+        """Return the logits (N, 12, H, W) of images (N, 3, H, W)."""
         return self.head(self.encoder(x))
 
 
 # more epochs than kills can be survived, so that no child comes to the end
 CHOICES = {
-    "unet": (unet.UNet, (Stage(10, 32, 64), Stage(6, 64, 96))),
-    "small": (Small, (Stage(30, 32, 64), Stage(30, 64, 96))),
+    "unet": (unet.UNet, (Phase(10, 32, 64), Phase(6, 64, 96))),
+    "small": (Small, (Phase(30, 32, 64), Phase(30, 64, 96))),
 }
-NETWORK, STAGES = CHOICES[sys.argv[4] if len(sys.argv) > 4 else "unet"]
-RECIPE = Recipe("killed", STAGES, None, batch_size=8)
+NETWORK, PHASES = CHOICES[sys.argv[4] if len(sys.argv) > 4 else "unet"]
+RECIPE = Recipe("killed", PHASES, None, batch_size=8, ema_decay=0.9)
 
 
-def train(scenes: dataset1.RoadScenes, folder: Path) -> None:
+def train(scenes: RoadScenes, folder: Path) -> None:
     """Train in this process, from the newest checkpoint on, and store a checksum."""
-    training.runtime.seed_everything(random.SystemRandom().randrange(2**31))
+    runtime.seed_everything(random.SystemRandom().randrange(2**31))
     # the weights of the first start; a resumed training must not depend on them
     if not list(folder.glob("epoch-*")):
-        training.runtime.seed_everything(0)
-    run = training.fit(NETWORK(), scenes, RECIPE, folder)
+        runtime.seed_everything(0)
+    result = training.fit(NETWORK(), scenes, RECIPE, folder=folder)
     digest = hashlib.sha256()
-    for name, tensor in run.model.state_dict().items():
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    losses = [row["train_loss"] for row in run.history]
+    for model in (result.model, result.averaged):
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    losses = [row["train_loss"] for row in result.history]
     answer = {"weights": digest.hexdigest(), "losses": losses}
     (folder / "answer.json").write_text(json.dumps(answer))
 
@@ -70,7 +70,7 @@ def train(scenes: dataset1.RoadScenes, folder: Path) -> None:
 def doom(draft: Path, opened: int) -> None:
     """Let this process kill itself when it has opened so many files of a draft.
 
-    They are opened to be written, for their checksums, and to be synchronised.
+    They are opened to be written, for their checksums, and to be flushed.
     """
     left = [opened]
 
@@ -85,7 +85,7 @@ def doom(draft: Path, opened: int) -> None:
 
 
 def start(
-    scenes: dataset1.RoadScenes,
+    scenes: RoadScenes,
     folder: Path,
     draft: Path | None = None,
     opened: int = 0,
@@ -124,7 +124,7 @@ def drafts(folder: Path) -> set[tuple[str, int]]:
 
 
 def kill_one(
-    scenes: dataset1.RoadScenes,
+    scenes: RoadScenes,
     folder: Path,
     chance: random.Random,
     anywhere: bool,

@@ -1,7 +1,8 @@
-"""What one or two processes do for test_sharing.py; started alone or by torchrun.
+"""What one or two processes do for test_distributed.py; started alone or by torchrun.
 
-python sharing.py gradients ANSWER.pt
-python sharing.py run ANSWER.pt
+python sharing.py gradients CRITERION ANSWER.pt
+python sharing.py run CRITERION ANSWER.pt
+python sharing.py averaged FOLDER
 python sharing.py killed FOLDER
 python sharing.py resumed FOLDER
 """
@@ -9,23 +10,30 @@ python sharing.py resumed FOLDER
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import torch
+from torch import nn
 from torchvision.transforms import v2
 
-from roadseg import training
-from roadseg.classes import VOID
-from roadseg.recipes import Recipe, Stage
+from roadseg import distributed, recipes, training
+from roadseg.classes import CAMVID
+from roadseg.recipes import Phase, Recipe
 from test_training import Scenes, Small
 
-RECIPE = Recipe("test", (Stage(2, 32, 32), Stage(2, 32, 64)), None, batch_size=4)
+RECIPE = Recipe("test", (Phase(2, 32, 32), Phase(2, 32, 64)), None, batch_size=4)
+CRITERIA = {
+    "recipe": None,
+    "mean": nn.CrossEntropyLoss(ignore_index=CAMVID.ignore_index),
+    "dice": recipes.dice_loss,  # not a mean over pixels
+}
 
 
 class Still(Small):
-    """A network whose normalisation and dropout stand still.
+    """A network whose normalization and dropout stand still.
 
-    Batch normalisation takes mean and spread from the pictures that a process has,
-    on a CPU, so halves of a batch can not give what the whole gives; dropout draws
+    On a CPU, batch normalization takes mean and variance from the images that a
+    process has, so halves of a batch cannot give what the whole gives; dropout draws
     random numbers, of which each process has its own.
     """
 
@@ -37,45 +45,70 @@ class Still(Small):
 
 
 def scenes():
-    """Scenes of which the pictures have very different shares of void, up to all."""
+    """Scenes with very different shares of ignored pixels, up to all of them."""
     made = Scenes(8)
     for i, mask in enumerate(made.masks):
-        mask[:, : 7 * i] = VOID
-    for mask in made.masks[-3:]:  # so that a part of a batch is all void
-        mask[:] = VOID
+        mask[:, : 7 * i] = CAMVID.ignore_index
+    for mask in made.masks[-3:]:  # so that a part of a batch has no label
+        mask[:] = CAMVID.ignore_index
     return made
 
 
-def network():
+def network(kind=Still):
     torch.manual_seed(0)
-    return Still()
+    return kind()
 
 
-def gradients(answer):
+def resize(recipe, phase):
+    """Random crops would differ: each process draws its own."""
+    return v2.Resize((phase.height, phase.width))
+
+
+def fit(model, recipe=RECIPE, **more):
+    return training.fit(model, scenes(), recipe, transform=resize, **more)
+
+
+def gradients(criterion, answer):
     """Save the gradients of the first step."""
-    trainer = training._Trainer(network(), scenes(), RECIPE, None, None)
-    found = {}
+    found, main = {}, distributed.distributed_state().is_main_process
 
-    def take():
-        for name, p in trainer.plain.named_parameters():
-            found[name] = p.grad.clone()
+    class Recording(torch.optim.SGD):
+        def step(self, *args, **more):
+            grads = [p.grad.clone() for p in self.param_groups[0]["params"]]
+            found.setdefault("gradients", grads)
+            return super().step(*args, **more)
 
-    trainer.optimiser.step = take
-    trainer.loaders[0].set_epoch(1)
-    trainer.model.train()
-    images, masks, numbers = next(iter(trainer.loaders[0]))
-    trainer._step(images, masks)
-    pictures = trainer.accelerator.gather(numbers)
-    if trainer.main:
-        torch.save({"gradients": found, "pictures": sorted(pictures.tolist())}, answer)
+    fit(
+        network(),
+        replace(RECIPE, phases=(Phase(1, 32, 32),)),
+        criterion=CRITERIA[criterion],
+        optimizer=lambda model, recipe: Recording(model.parameters(), lr=1e-3),
+    )
+    if main:
+        torch.save(found, answer)
 
 
-def run(answer):
+def run(criterion, answer):
     """Save the history and the weights of a whole short run."""
-    trained = training.fit(network(), scenes(), RECIPE)
-    if training.processes().is_main_process:
-        history = [(r["train_loss"], r["train_acc"]) for r in trained.history]
-        torch.save({"history": history, "weights": trained.model.state_dict()}, answer)
+    done = fit(network(), criterion=CRITERIA[criterion])
+    if distributed.distributed_state().is_main_process:
+        history = [(r["train_loss"], r["train_acc"]) for r in done.history]
+        torch.save({"history": history, "weights": done.model.state_dict()}, answer)
+
+
+def averaged(folder):
+    """Train in that folder; if it is done there, compare with a run of this process."""
+    recipe = replace(RECIPE, ema_decay=0.9)
+    again = fit(network(), recipe, folder=folder)
+    if distributed.distributed_state().num_processes > 1:
+        return
+    whole = fit(network(), recipe)
+    for (name, a), b in zip(
+        again.averaged.state_dict().items(),
+        whole.averaged.state_dict().values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4, msg=name)
 
 
 def killed(folder):
@@ -90,33 +123,25 @@ def killed(folder):
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().forward(x)
 
-    training.end_in_words()
-    torch.manual_seed(0)
+    distributed.handle_termination()
     try:
-        training.fit(Doomed(), scenes(), RECIPE, folder)
+        fit(network(Doomed), folder=folder)
     except (training.TrainingError, KeyboardInterrupt) as error:
         sys.exit(f"error: {error}")
 
 
 def resumed(folder):
     """Go on in that folder; compare with a run that nobody stopped."""
-    resumed = training.fit(Still(), scenes(), RECIPE, folder)
-    whole = training.fit(network(), scenes(), RECIPE)
+    again = fit(Still(), folder=folder)
+    whole = fit(network())
     for (name, a), b in zip(
-        resumed.model.state_dict().items(),
+        again.model.state_dict().items(),
         whole.model.state_dict().values(),
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4, msg=name)
 
 
-def main():
-    training.train_transform = lambda recipe, stage: v2.Resize(
-        (stage.height, stage.width)
-    )
-    tasks = {f.__name__: f for f in (gradients, run, killed, resumed)}
-    tasks[sys.argv[1]](sys.argv[2])
-
-
 if __name__ == "__main__":
-    main()
+    tasks = {f.__name__: f for f in (gradients, run, averaged, killed, resumed)}
+    tasks[sys.argv[1]](*sys.argv[2:])

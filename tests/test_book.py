@@ -22,8 +22,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import build_book
-import check_links
-from build_book import Chapter
 
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB = "https://github.com/OWNER/NAME/blob/main/notebooks"
@@ -40,14 +38,16 @@ def unavailable(reason):
 
 
 def test_links_between_chapters_stay_on_the_site():
-    text = f"[two]({GITHUB}/02_b.ipynb#setup) [nine]({GITHUB}/09_z.ipynb)"
-    linked = build_book.link_chapters(text, {"02_b.ipynb"})
-    assert linked == f"[two](02_b.ipynb#setup) [nine]({GITHUB}/09_z.ipynb)"
+    here, gone = "01_transposed_convolution.ipynb", "99_gone.ipynb"
+    text = f"[one]({GITHUB}/{here}#setup) [other]({GITHUB}/{gone})"
+    linked = build_book.link_chapters(text)
+    assert linked == f"[one]({here}#setup) [other]({GITHUB}/{gone})"
 
 
 def test_the_colab_link_stays_outside():
-    text = "https://colab.research.google.com/github/O/N/blob/main/notebooks/02_b.ipynb"
-    assert build_book.link_chapters(text, {"02_b.ipynb"}) == text
+    text = "https://colab.research.google.com/github/O/N/blob/main/notebooks/"
+    text += "01_transposed_convolution.ipynb"
+    assert build_book.link_chapters(text) == text
 
 
 @pytest.mark.parametrize(
@@ -77,90 +77,34 @@ def test_terms_come_from_the_glossary_page():
     assert terms == sorted(terms, key=len, reverse=True)
 
 
-def picture(alt, kind="image/jpeg", content="/9j/AA=="):
-    return new_output("display_data", data={kind: content, "text/plain": alt})
-
-
-def chapter(name="02_b.ipynb", *cells):
-    return Chapter(Path(name), new_notebook(cells=list(cells)), "read")
-
-
-def test_a_chapter_says_its_time_in_its_own_words():
-    text = (
-        "## What you will learn\n\n- in five minutes, nothing\n\n"
-        "**Time:** about 75 minutes. Less on a GPU. **Prerequisites:** none."
-    )
-    assert chapter("02_b.ipynb", new_markdown_cell(text)).time == "About 75 minutes."
-    assert chapter("02_b.ipynb", new_markdown_cell("five minutes")).time == ""
-
-
-def test_preparing_a_chapter_leaves_the_notebook_alone():
-    badge = f"[![Open in Colab](https://x.org/a.svg)](https://colab/{'02_b.ipynb'})"
+def test_a_chapter_is_prepared_for_the_site():
+    badge = "[![Open in Colab](https://x.org/a.svg)](https://colab/02_b.ipynb)"
     html = '<link rel="stylesheet" href="https://cdn.org/a.css"><b>bold</b>'
     solution = new_code_cell("1", metadata={"tags": ["solution"]})
-    shown = new_code_cell(
-        "2", outputs=[new_output("display_data", {"text/html": html})]
-    )
-    book = chapter(
-        "02_b.ipynb", new_markdown_cell(f"# 2. B\n\n{badge}"), solution, shown
-    )
-    before = json.dumps(book.notebook)
-    prepared = build_book.prepare(book, {"02_b.ipynb"}, ["void"])
-    assert json.dumps(book.notebook) == before
-    first, second, third = prepared.cells
+    output = new_output("display_data", {"text/html": html})
+    cells = [new_markdown_cell(f"# 2. B\n\n{badge}"), solution]
+    cells += [new_code_cell("2", outputs=[output]), new_markdown_cell("Is void.")]
+    text = nbformat.writes(new_notebook(cells=cells))
+
+    prepared = nbformat.reads(build_book.prepare_notebook(text, "02_b.ipynb"), 4)
+
+    first, second, third, fourth = prepared.cells
     assert "(_static/open-in-colab.svg)](https://colab/02_b.ipynb)" in first.source
     assert "<download/02_b.ipynb>" in first.source
     assert second.metadata.tags == ["solution", "hide-cell"]
     assert third.outputs[0].data["text/html"] == "<b>bold</b>"
+    assert fourth.source == "Is {term}`void <void>`."
 
 
-def test_the_cover_is_the_named_picture_or_the_last_chapters_first_photo(tmp_path):
-    named = f"{build_book.COVER} and a legend"
-    one = chapter("01_a.ipynb", new_code_cell("", outputs=[picture(named)]))
-    two = chapter("02_b.ipynb", new_code_cell("", outputs=[picture("A"), picture("B")]))
-    assert f":alt: {named}\n" in build_book.cover([one, two], tmp_path)
-    assert ":alt: A\n" in build_book.cover([two], tmp_path)
-    assert (tmp_path / "cover.jpeg").read_bytes() == b"\xff\xd8\xff\x00"
-    assert build_book.cover([chapter()], tmp_path) == ""
-
-
-def test_references_stand_once_in_the_order_of_their_authors():
-    cited = (
-        "## References\n\n- O. Zoe (2015). [d](https://doi.org/10.1/Z). Shown here.\n"
+def test_references_are_those_of_the_chapters(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_book, "NOTEBOOKS", tmp_path)
+    items = "- A. Abel (2015). [d](https://doi.org/10.1/a).\n  Shows it.\n* B. Bee."
+    end = "\n\n[next](x)\n\n## More\n\n- not this"
+    text = f"# 1. One\n\n- nor this\n\n## References\n\n{items}{end}"
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell(text)]), tmp_path / "01_a.ipynb"
     )
-    more = "## References\n\n* A. B. Abel. [x](https://doi.org/10.1/a)\n"
-    more += "* O. Zoe. Other words. [doi](https://doi.org/10.1/z)"
-    one = chapter("01_a.ipynb", new_markdown_cell(cited))
-    two = chapter("02_b.ipynb", new_markdown_cell(more))
-    first, second = build_book.references([one, two]).splitlines()
-    assert first.startswith("- A. B. Abel.")
-    assert first.endswith("*Chapter [2](02_b.ipynb).*")
-    assert "Shown here" not in second
-    assert second.endswith("*Chapters [1](01_a.ipynb), [2](02_b.ipynb).*")
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("J. Howard. fastai: a layered API. 2020. [a](https://arxiv.org/abs/2002.1)",
-         "J. Howard, S. G. fastai: a layered API. Inf. 2020. [b](https://doi.org/10.1/f)",
-         True),
-        ("G. J. Brostow. Point clouds from motion. 2008.",
-         "G. J. Brostow. Object classes in video. 2008.", False),
-        ("A. Bee. Object classes. 2008.", "A. Bee. Object classes. 2009.", False),
-        ("A. Bee. Object classes. 2008.", "C. Dee. Object classes. 2008.", False),
-    ],
-)  # fmt: skip
-def test_two_entries_of_one_work_are_one(one, other, same):
-    assert build_book._same_work(one, other) is same
-    listed = build_book.references(
-        [
-            chapter(
-                "01_a.ipynb", new_markdown_cell(f"## References\n\n- {one}\n- {other}")
-            )
-        ]
-    )
-    assert len(listed.splitlines()) == (1 if same else 2)
+    assert build_book.references() == f"## [1. One](01_a.ipynb)\n\n{items}"
 
 
 def test_without_npm_one_sentence_says_what_to_do(tmp_path, monkeypatch):
@@ -179,36 +123,59 @@ def test_without_a_network_one_sentence_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/npm")
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(
-        build_book.BookError, match=r"could not fetch mathjax 3\S+ \(ENOTFOUND\): "
+        build_book.BookError, match=r"could not download mathjax 3\S+ \(ENOTFOUND\): "
     ):
         build_book.fetch(build_book.MATHJAX)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("said", "reason"), [("", "npm said nothing"), ("a\nb", "a")])
-def test_what_npm_says_without_a_code_is_told_too(said, reason):
-    assert build_book._reason(said) == reason
-
-
-def test_no_chapters_is_an_error_that_names_the_folder(tmp_path):
+def test_no_chapters_is_an_error_that_names_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_book, "NOTEBOOKS", tmp_path)
     with pytest.raises(build_book.BookError, match=re.escape(str(tmp_path))):
-        build_book.read_chapters(tmp_path, ROOT / "README.md")
+        build_book.chapters()
+
+
+def test_a_problem_that_sphinx_reports_keeps_the_old_site(tmp_path, monkeypatch):
+    """A link that leads nowhere is one."""
+    monkeypatch.setattr(build_book, "PACKAGE", tmp_path / "package")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "classes.py").touch()
+    monkeypatch.setattr(build_book, "BOOK", tmp_path / "book")
+    shutil.copytree(ROOT / "book", tmp_path / "book")
+    (tmp_path / "book" / "conf.py").write_text(
+        (ROOT / "book" / "conf.py")
+        .read_text("utf-8")
+        .replace("Path(__file__).resolve().parents[1]", f"Path({str(ROOT)!r})"),
+        "utf-8",
+    )
+    with (tmp_path / "book" / "running.md").open("a", encoding="utf-8") as page:
+        page.write("\n[lost](nowhere.md)\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.html").touch()
+
+    with pytest.raises(build_book.BookError, match=r"running\.md.*nowhere\.md"):
+        build_book.build(tmp_path / "out", stand_in(tmp_path / "mathjax"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["old.html"]
 
 
 # What was built -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def chapters(tmp_path_factory):
-    """Copies of the chapters, so that who edits one meanwhile does not disturb."""
-    folder = tmp_path_factory.mktemp("notebooks")
-    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
-        shutil.copy(path, folder)
-    return sorted(folder.iterdir())
+def chapters():
+    """The paths of the chapters."""
+    return build_book.chapters()
+
+
+def stand_in(folder):
+    """A folder that stands in for the one with MathJax."""
+    folder.mkdir()
+    (folder / "tex-svg-full.js").write_text("// stands in", encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory, chapters):
+def site(tmp_path_factory):
     """The site, from the chapters as they are; MathJax only if it was fetched."""
     for package in ("sphinx", "myst_nb", "sphinx_book_theme"):
         if not importlib.util.find_spec(package):
@@ -217,9 +184,8 @@ def site(tmp_path_factory, chapters):
     try:
         mathjax = fetched(build_book.MATHJAX)
     except FileNotFoundError:
-        mathjax = tmp_path_factory.mktemp("mathjax")
-        (mathjax / "tex-svg-full.js").write_text("// stands in", encoding="utf-8")
-    build_book.build(folder / "site", chapters[0].parent, mathjax)
+        mathjax = stand_in(folder / "mathjax")
+    build_book.build(folder / "site", mathjax)
     return folder / "site"
 
 
@@ -285,6 +251,23 @@ def faults(folder):
     return found
 
 
+FORMS = {
+    "doi.org": r"10\.\d{4,9}/\S+",
+    "arxiv.org": r"(?:abs|pdf)/\d{4}\.\d{4,5}(?:v\d+)?",
+}
+
+
+def _form_fault(link):
+    parts = urlsplit(link)
+    if parts.scheme != "https":
+        return "not https"
+    if not re.fullmatch(r"(?:[a-z0-9-]+\.)+[a-z]{2,}", parts.netloc):
+        return "names no host"
+    if not re.fullmatch(FORMS.get(parts.netloc, ".*"), parts.path.strip("/")):
+        return f"no address of {parts.netloc}"
+    return ""
+
+
 def _target(folder, name, address):
     path = unquote(urlsplit(address).path)
     return (folder / name).parent.joinpath(path) if path else folder / name
@@ -293,7 +276,7 @@ def _target(folder, name, address):
 def _link_fault(folder, all_pages, name, link):
     parts = urlsplit(link)
     if parts.scheme or parts.netloc:
-        return check_links.form_fault(link)
+        return _form_fault(link)
     target = _target(folder, name, link).resolve()
     if not target.is_file():
         return "leads nowhere"
@@ -353,12 +336,17 @@ def test_each_chapter_can_be_opened_downloaded_and_left(site, chapters):
         assert "right-next" in text
 
 
-def test_figures_carry_the_text_alternatives_of_the_notebooks(site, chapters):
+def test_figures_carry_the_alt_texts_of_the_notebooks(site, chapters):
     for path in chapters:
-        book = Chapter(path, nbformat.read(path, as_version=4))
-        stored = [alt for alt, _, _ in book.pictures()]
+        cells = nbformat.read(path, as_version=4).cells
+        data = [o.get("data", {}) for c in cells for o in c.get("outputs", [])]
+        stored = [
+            " ".join(d["text/plain"].split())
+            for d in data
+            if any(kind.startswith("image/") for kind in d)
+        ]
         page = Page(site / path.with_suffix(".html").name)
-        # a film's picture has no source before its script runs
+        # an animation's image has no source before its script runs
         shown = [alt for x, alt in page.pictures if x and not x.endswith(".svg")]
         assert shown == stored
 
@@ -368,7 +356,24 @@ def test_solutions_are_folded(site, chapters):
         cells = nbformat.read(path, as_version=4).cells
         count = sum("solution" in c.metadata.get("tags", []) for c in cells)
         text = (site / path.with_suffix(".html").name).read_text("utf-8")
-        assert text.count("Show the code of the solution") == count
+        assert text.count("Show the solution") == count
+
+
+def test_pages_have_an_author_and_buttons_to_edit_and_to_report(site):
+    for page, source in (
+        ("running.html", "book/running.md"),
+        ("04_training.html", "notebooks/04_training.ipynb"),
+    ):
+        text = (site / page).read_text("utf-8")
+        assert f"/edit/main/{source}" in text
+        assert (ROOT / source).exists()
+        assert "/issues/new" in text
+        assert "By The roadseg authors" in text
+    assert "/edit/main/" not in (site / "api" / "classes.html").read_text("utf-8")
+
+
+def test_other_projects_can_link_to_the_site(site):
+    assert (site / "objects.inv").stat().st_size > 1000
 
 
 def test_the_start_page_shows_all_chapters(site, chapters):

@@ -12,12 +12,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import notebooks
-import set_repository
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = notebooks.chapters()
@@ -101,7 +101,8 @@ class Machine:
         (self.site / "pip").mkdir()
         (self.site / "pip" / "__init__.py").touch()
         (self.site / "pip" / "__main__.py").write_text(PIP, "utf-8")
-        url = f"https://github.com/{set_repository.stored(ROOT)}"
+        pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+        url = pyproject["project"]["urls"]["Repository"]
         config = f'[url "{served.as_uri()}"]\n\tinsteadOf = {url}\n'
         (self.home / ".gitconfig").write_text(config, "utf-8")
 

@@ -1,8 +1,9 @@
-"""roadseg.explorer: the explorer's script counts as PyTorch does."""
+"""The explorer computes what PyTorch computes, with scripts and without them."""
 
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 
@@ -52,8 +53,8 @@ def pytorch(job):
     return F.conv_transpose2d(x, w, None, *rest)[0, 0]
 
 
-def answers(jobs, tmp_path):
-    """What the explorer's script answers, run by node, else by a browser."""
+def run_script(jobs, tmp_path):
+    """What the explorer's script computes, run by node, else by a browser."""
     if node := shutil.which("node"):
         return json.loads(
             subprocess.run(
@@ -65,14 +66,14 @@ def answers(jobs, tmp_path):
             ).stdout
         )
     if browser := shutil.which("chromium") or shutil.which("google-chrome"):
-        return ask_browser(browser, jobs, tmp_path)
-    missing = "neither node nor Chromium is here to run the explorer's script"
+        return run_in_browser(browser, jobs, tmp_path)
+    missing = "there is neither node nor Chromium to run the explorer's script"
     if os.environ.get("CI"):
         pytest.fail(f"{missing}: install Debian's package nodejs")
     return pytest.skip(missing)
 
 
-def ask_browser(browser, jobs, tmp_path):
+def run_in_browser(browser, jobs, tmp_path):
     # Under a parameter named `document` the script finds no page to draw on.
     asked = ASK.replace('require("fs").readFileSync(0, "utf8")', "stdin")
     asked = asked.replace("console.log(", "page.body.textContent = (")
@@ -100,16 +101,16 @@ def ask_browser(browser, jobs, tmp_path):
 def test_the_explorer_agrees_with_pytorch(tmp_path):
     jobs = list(settings(400))
     valid = 0
-    for job, answer in zip(jobs, answers(jobs, tmp_path), strict=True):
-        if "problem" in answer:
+    for job, result in zip(jobs, run_script(jobs, tmp_path), strict=True):
+        if "problem" in result:
             with pytest.raises(RuntimeError):
                 pytorch(job)
             continue
         valid += 1
         expected = pytorch(job)
-        assert answer["size"] == len(expected)
+        assert result["size"] == len(expected)
         for view in ("slide", "stamp"):
-            assert torch.equal(torch.tensor(answer[view]["output"]).double(), expected)
+            assert torch.equal(torch.tensor(result[view]["output"]).double(), expected)
     assert valid >= 200
 
 
@@ -129,3 +130,25 @@ def test_a_slip_in_the_explorer_is_caught(tmp_path, monkeypatch):
             (AssertionError, subprocess.CalledProcessError, pytest.fail.Exception)
         ):
             test_the_explorer_agrees_with_pytorch(tmp_path)
+
+
+def test_without_scripts_a_worked_step_is_shown_that_is_right():
+    still = explorer.page().partition("<script>")[0]
+    figure = re.search(r"<pre>(.*?)</pre>", still, re.DOTALL)[1]
+    grids = [[], [], []]  # side by side: input, kernel, output
+    for line in re.sub(r"</?b>", " ", figure).splitlines()[3:]:
+        for grid, columns in zip(grids, ((0, 8), (9, 20), (21, None)), strict=True):
+            if row := line[slice(*columns)].replace("[", " ").replace("]", " ").split():
+                grid.append([int(number) for number in row])
+    image, kernel, output = (torch.tensor(grid).double() for grid in grids)
+    expected = F.conv_transpose2d(image[None, None], kernel[None, None], stride=2)
+    assert torch.equal(output, expected[0, 0])
+    marked = int(re.search(r"<b>\[(\d+)\]</b>", figure)[1])
+    terms, total = re.search(r"summed:\s+([^=]*) = (\d+)\.", still).groups()
+    products = [[int(x) for x in term.split("×")] for term in terms.split("+")]
+    assert sum(a * b for a, b in products) == int(total) == marked == output[2, 2]
+    # row 3, column 3 gets one product from each input value
+    pairs = [
+        (image[i, j], kernel[2 - 2 * i, 2 - 2 * j]) for i in (0, 1) for j in (0, 1)
+    ]
+    assert [tuple(p) for p in products] == [(int(a), int(b)) for a, b in pairs]

@@ -1,13 +1,15 @@
-"""Helpers of the course: road scenes, a VGG16-BN U-Net, its training and its scores.
+"""Semantic segmentation of road scenes: data, a VGG16-BN U-Net, training, scores.
 
-Five floors; a module imports only from floors below its own. One exception:
-`dataset1` uses `archives` and `synthetic`.
+The modules form layers. Each one imports only from those before it in this list:
 
-* `classes`, `runtime`
-* `archives`, `synthetic`, `dataset1`, `unet`
-* `evaluation`, `recipes`, `plots`, `explorer`
-* `checkpoints`
-* `training`
+* Ground: `classes`, `runtime`, `files`
+* Data and networks: `synthetic`, `unet`, `images`, `pairs`, `scenes`, `weights`
+* Methods: `recipes`, `metrics`, `inference`, `video`, `dataset1`
+* Figures: `paint`, `charts`, `plots`
+* Your own data: `report`, `measures`, `doctor`, `convert`, `coco`, `sources`,
+  `prepare`
+* Training: `checkpoints`, `distributed`, `loading`, `training`, `trained`
+* Tools: `export`, `segment`, `commands`, `cli`; `explorer` depends on nothing
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,6 +1,5 @@
-"""Checkpoints of a training: whole or not there, checked, and of this very training."""
+"""Checkpoints of a training: written whole or not at all, verified, never mixed up."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -11,71 +10,64 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from roadseg import runtime
-from roadseg.dataset1 import RoadScenes
-from roadseg.recipes import Recipe
+from roadseg.classes import RoadsegError
+
+KEPT = 2
+"""Checkpoints that are kept while training: the newest and one to fall back on."""
 
 
-class TrainingError(RuntimeError):
-    """A training that cannot go on; the message says why and what to do."""
+class TrainingError(RoadsegError, RuntimeError):
+    """A training that cannot start or continue; the message says why."""
 
 
 class Checkpoints:
     """Checkpoints of one training in one folder; the newest two are kept.
 
-    A checkpoint is a folder ``epoch-007`` with what `Accelerator.save_state`
-    writes (network, optimiser, schedule, random states), the position, and
-    checksums. It is written beside and renamed when whole.
+    A checkpoint is a folder ``epoch-007`` with what `Accelerator.save_state` writes
+    (network, optimizer, schedule, random states), the progress so far, and checksums.
+    accelerate's own rotation writes in place and deletes the old ones first; here a
+    draft is renamed once it is complete.
 
     Args:
-        folder: Made if need be.
-        recipe: What the training does.
-        scenes: What it trains on.
-        encoder: Where the encoder's first weights come from.
-
-    Raises:
-        TrainingError: On `position`, if the folder holds another training; on
-            `save`, if the disk is full.
+        folder: Created with the first checkpoint.
+        run_config: What identifies the training, as JSON can hold it: recipe, data,
+            initial weights.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        recipe: Recipe,
-        scenes: RoadScenes,
-        encoder: str,
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike, run_config: dict) -> None:
         self.folder = Path(folder)
-        self.kind = {
-            "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
-            "data": f"{len(scenes)} scenes: {scenes.origin}",
-            "contents": contents(scenes),
-            "encoder": encoder,
-        }
+        self.run_config = json.loads(json.dumps(run_config))
         self.newest: Path | None = None
 
-    def position(self) -> dict | None:
-        """Return the position of the newest good checkpoint, None without any."""
+    def latest(self) -> dict | None:
+        """Return the progress in the newest undamaged checkpoint, None without any.
+
+        Returns:
+            A dict with run_config, history, seconds and precision.
+
+        Raises:
+            TrainingError: If the folder holds another training, or checkpoints of
+                which none is undamaged.
+        """
         self.newest = None
         found = _epochs(self.folder)
         for path in reversed(found):
             if reason := _damage(path):
-                print(f"the checkpoint {path.name} is damaged ({reason}): going back")
+                print(f"checkpoint {path.name} is damaged ({reason}): falling back")
                 continue
-            position = json.loads((path / "position.json").read_text())
-            self._same_training(position["kind"])
+            progress = json.loads((path / "progress.json").read_text())
+            self._check_same_training(progress["run_config"])
             self.newest = path
-            return position
+            return progress
         if found:
             raise TrainingError(
-                f"no checkpoint in {runtime.short(self.folder)} is whole: delete the "
-                "folder, or train with resume=False, to begin anew"
+                f"no undamaged checkpoint in {runtime.display_path(self.folder)}: "
+                "delete the folder, or train with resume=False, to start over"
             )
         return None
 
-    def _same_training(self, kind: dict) -> None:
-        old, new = _flat(kind), _flat(self.kind)
-        if old.get("contents") == new["contents"]:  # a folder may be called otherwise
-            old["data"] = new["data"]
+    def _check_same_training(self, run_config: dict) -> None:
+        old, new = _flat(run_config), _flat(self.run_config)
         changes = [
             f"{k} was {old.get(k)}, is {new.get(k)}"
             for k in sorted(old | new)
@@ -83,20 +75,20 @@ class Checkpoints:
         ]
         if changes:
             raise TrainingError(
-                f"{runtime.short(self.folder)} holds another training "
+                f"{runtime.display_path(self.folder)} holds another training "
                 f"({'; '.join(changes)}): choose another folder, or resume=False to "
-                "delete it and begin anew"
+                "delete it and start over"
             )
 
     def load(self, accelerator: Accelerator) -> tuple[list[dict], float]:
-        """Load what `position` found; return the history and the seconds so far."""
+        """Load what `latest` found; return the history and the seconds so far."""
         scaler = accelerator.scaler
-        if not (self.newest / "scaler.pt").exists():  # it was no fp16 until now
+        if not (self.newest / "scaler.pt").exists():  # it was not fp16 until now
             accelerator.scaler = None
         accelerator.load_state(str(self.newest))
         accelerator.scaler = scaler
-        position = json.loads((self.newest / "position.json").read_text())
-        return position["history"], position["seconds"]
+        progress = json.loads((self.newest / "progress.json").read_text())
+        return progress["history"], progress["seconds"]
 
     def save(
         self,
@@ -105,64 +97,65 @@ class Checkpoints:
         seconds: float,
         precision: str,
     ) -> None:
-        """Write the checkpoint of the last epoch in the history."""
+        """Write the checkpoint of the last epoch in the history.
+
+        Raises:
+            TrainingError: If it cannot be written, for instance because the disk is
+                full; the checkpoints before it are kept.
+        """
         name = f"epoch-{len(history):03}"
+        # one name for all processes; a killed training leaves one draft at most
         draft = self.folder / f".draft-{name}"
-        if accelerator.is_main_process:
-            _delete(draft)
-            draft.mkdir(parents=True)
-        accelerator.wait_for_everyone()
         try:
+            if accelerator.is_main_process:
+                _delete(draft)
+                draft.mkdir(parents=True)
+            accelerator.wait_for_everyone()
             accelerator.save_state(str(draft))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                progress = {
+                    "run_config": self.run_config,
+                    "history": history,
+                    "seconds": seconds,
+                    "precision": precision,
+                }
+                self._publish(draft, self.folder / name, progress)
         except (OSError, RuntimeError, SafetensorError) as error:
-            if not _unwritten(error):
+            if not _is_write_error(error):
                 raise
             raise TrainingError(
-                f"{name} cannot be written to {runtime.short(self.folder)} "
-                f"({error}): free the disk, then run it again; those before are kept"
+                f"{name} cannot be written to {runtime.display_path(self.folder)} "
+                f"({error}): free some disk space and run it again; the checkpoints "
+                "before it are kept"
             ) from None
-        accelerator.wait_for_everyone()
-        if not accelerator.is_main_process:
-            return
-        position = {
-            "kind": self.kind,
-            "history": history,
-            "seconds": seconds,
-            "precision": precision,
-        }
-        (draft / "position.json").write_text(json.dumps(position, indent=1))
+
+    def _publish(self, draft: Path, final: Path, progress: dict) -> None:
+        """Complete a draft, give it its name, and delete what it replaces."""
+        (draft / "progress.json").write_text(json.dumps(progress, indent=1))
         (draft / "sha256.json").write_text(json.dumps(_checksums(draft)))
-        _sync(draft)
-        final = self.folder / name
+        _flush_to_disk(draft)
         _delete(final)  # a damaged one of this name
         os.replace(draft, final)
-        for old in _epochs(self.folder)[:-2]:
+        self._keep(KEPT)
+
+    def _keep(self, count: int) -> None:
+        found = _epochs(self.folder)
+        for old in found[: max(0, len(found) - count)]:
             _delete(old)
 
-    def clear(self) -> None:
-        """Delete all checkpoints."""
-        for old in [*_epochs(self.folder), *self.folder.glob(".draft-*")]:
-            _delete(old)
-
-
-def contents(scenes: RoadScenes) -> str:
-    """Return a digest, 16 hexadecimal digits, of all pictures and masks in their order.
-
-    What pictures are called and where they lie does not enter it.
-    """
-    digest = hashlib.sha256()
-    for image, mask in zip(scenes.images, scenes.masks, strict=True):
-        for part in (image, mask):
-            digest.update(str((tuple(part.shape), part.dtype)).encode())
-            digest.update(part.contiguous().numpy())
-    return digest.hexdigest()[:16]
+    def clear(self, keep: int = 0) -> None:
+        """Delete all checkpoints but the newest few, and what was left half-written."""
+        for draft in self.folder.glob(".draft-*"):
+            _delete(draft)
+        self._keep(keep)
 
 
 def _delete(folder: Path) -> None:
     """Delete a checkpoint, its files emptied first.
 
-    Google Drive, mounted in Colab, moves what is deleted to its bin, where it takes
-    room for weeks: of 40 checkpoints nearly all the 15 GB that a free Drive has.
+    Google Drive, mounted in Colab, moves deleted files to its trash, where they count
+    against the quota for weeks: 40 checkpoints fill nearly all of a free 15 GB Drive.
     """
     if not folder.exists():
         return
@@ -178,8 +171,8 @@ def _epochs(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[6:]))
 
 
-def _unwritten(error: Exception) -> bool:
-    """Return whether an error is of writing; torch has no type of its own for that."""
+def _is_write_error(error: Exception) -> bool:
+    """Return whether writing failed; PyTorch has no exception type for that."""
     words = ("PytorchStreamWriter", "inline_container")
     return not isinstance(error, RuntimeError) or any(w in str(error) for w in words)
 
@@ -197,18 +190,18 @@ def _checksums(folder: Path) -> dict[str, str]:
 def _damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, None if nothing is."""
     try:
-        wanted = dict(json.loads((folder / "sha256.json").read_text()))
-        wanted["position.json"]
+        expected = dict(json.loads((folder / "sha256.json").read_text()))
+        expected["progress.json"]
     except (OSError, ValueError, TypeError, KeyError):
         return "it has no readable checksums"
     found = _checksums(folder)
-    for name, digest in wanted.items():
+    for name, digest in expected.items():
         if found.get(name) != digest:
             return f"{name} is {'changed' if name in found else 'missing'}"
     return None
 
 
-def _sync(folder: Path) -> None:
+def _flush_to_disk(folder: Path) -> None:
     """Make the system write a folder's files out before it is renamed."""
     for path in folder.rglob("*"):
         if path.is_file():

@@ -1,13 +1,22 @@
-"""The explorer of chapter 1: one page of HTML and JavaScript, nothing fetched."""
+"""Chapter 1's explorer and animation: pages of HTML and JavaScript, no downloads."""
 
 from importlib.resources import files
 
 
 def page() -> str:
-    """Return the HTML in which a reader steps through a transposed convolution.
+    """Return the HTML with which a reader steps through a transposed convolution.
 
-    A placeholder with a sentence for where scripts are dropped, and a script that
-    builds the explorer in it, in a shadow root so that neither the host page's
-    styles nor the explorer's reach the other.
+    It holds a worked step, shown where scripts are not allowed, and a script that
+    replaces it with the explorer, in a shadow root so that the styles of the page and
+    of the explorer don't affect each other.
     """
     return files("roadseg").joinpath("explorer.html").read_text(encoding="utf-8")
+
+
+def two_views() -> str:
+    """Return the HTML that steps through stamping and sliding, side by side.
+
+    Both views compute the same output cell in each step. Like `page`, it holds one
+    worked step, which is all that is shown where scripts are not allowed.
+    """
+    return files("roadseg").joinpath("two_views.html").read_text(encoding="utf-8")

@@ -1,280 +1,221 @@
-"""Every figure that two notebooks share, in one house style.
+"""The figures that notebooks share, in one style.
 
-The helpers return a Matplotlib figure (or draw on axes they are given); `show`
-puts it into the notebook with its text alternative, and the file stays small:
+The functions return a Matplotlib figure or draw on given axes. `show` displays a
+figure with its alternative text, in a small output:
 
-    plots.show(plots.scenes(images, masks), alt="Four road scenes ...", photo=True)
+    plots.show(plots.image_grid(images, masks), alt="Four road scenes ...", jpeg=True)
 
-Pictures are uint8 (0 to 255) or float (0 to 1), (3, H, W) or (H, W, 3); masks are
-integer (H, W), 0 to 11. All can be tv_tensors, tensors on any device or arrays.
+Images and masks are those of `roadseg.paint`. All functions that take `labels` take
+CamVid's classes without it, and all raise a ValueError for a wrong shape or value.
 """
 
 import base64
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython import get_ipython
-from IPython.display import display
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, NoNorm, PowerNorm, to_rgb
+from matplotlib.colors import ListedColormap, NoNorm
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from roadseg import classes
-
-INK = "#1b2733"
-MUTED = "#66727e"
-FAINT = "#d9dfe5"
-ACCENT = "#0072b2"
-CONTRAST = "#d55e00"
-LINES: tuple[str, ...] = (ACCENT, CONTRAST, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Colours of lines, in order: told apart by colour-blind readers too.
-
-Okabe and Ito 2008, Color Universal Design, https://jfly.uni-koeln.de/color/.
-"""
-
-RIGHT, WRONG = (208, 212, 216), (213, 94, 0)
-"""Colours of an error map; void keeps the colour it has in a mask."""
-
-WIDTH = 7.5
-"""Width of a figure in inches: with 100 dots an inch, 750 pixels."""
-
-_DPI = 100
-_CLASS_COLOURS = ListedColormap(np.array(classes.PALETTE) / 255, name="roadseg")
-_HEAT = mpl.colormaps["Blues"]
-
-
-def use_style() -> None:
-    """Set Matplotlib's defaults to the house style, for this process."""
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (WIDTH, 3.4),
-            "figure.dpi": _DPI,
-            "figure.facecolor": "white",
-            "figure.constrained_layout.use": True,
-            "figure.titlesize": 12,
-            "font.family": "DejaVu Sans",
-            "font.size": 12,
-            "text.color": INK,
-            "axes.edgecolor": MUTED,
-            "axes.labelcolor": INK,
-            "axes.labelsize": 12,
-            "axes.prop_cycle": mpl.cycler(color=LINES),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlelocation": "left",
-            "axes.titlesize": 12,
-            "axes.axisbelow": True,
-            "grid.color": FAINT,
-            "lines.linewidth": 2,
-            "lines.markersize": 5,
-            "xtick.color": MUTED,
-            "xtick.labelcolor": INK,
-            "xtick.labelsize": 11,
-            "ytick.color": MUTED,
-            "ytick.labelcolor": INK,
-            "ytick.labelsize": 11,
-            "legend.fontsize": 11,
-            "legend.frameon": False,
-        }
-    )
+from roadseg.charts import (  # noqa: F401 (notebooks get them from here)
+    ACCENT,
+    CONTRAST,
+    DPI,
+    FAINT,
+    INK,
+    LINES,
+    MUTED,
+    WIDTH,
+    draw_matrices,
+    draw_matrix,
+    plot_class_iou,
+    plot_confusion_matrix,
+    plot_history,
+    use_style,
+)
+from roadseg.classes import CAMVID, LabelSet, colorize
+from roadseg.paint import (  # noqa: F401
+    OUTCOMES,
+    RIGHT,
+    WRONG,
+    as_array,
+    as_ids,
+    as_rgb,
+    center,
+    connected_components,
+    error_map,
+    overlay,
+    tp_fp_fn,
+)
 
 
 def show(
     fig: Figure,
     alt: str,
-    photo: bool = False,
-    live: str | None = None,
-    again: bool = False,
+    jpeg: bool = False,
+    display_id: str | None = None,
+    update: bool = False,
 ) -> None:
-    """Put a figure into the output once, with its text alternative; close it.
-
-    The text alternative is also the output's plain text, which is what a screen
-    reader, a terminal and the notebook checks get. Outside IPython it is printed.
+    """Display a figure once, and close it; outside IPython, print its alternative text.
 
     Args:
         fig: The figure.
         alt: What the figure shows, in words.
-        photo: Whether to store it as JPEG (photos) instead of PNG (line art).
-        live: A name, for a figure that is to be drawn again while a cell runs.
-        again: Whether to take the place of the figure that was shown by that name.
-
-    Raises:
-        ValueError: If ``alt`` is empty.
+        jpeg: Whether to store JPEG (photos) instead of PNG (line art).
+        display_id: A name, for a figure that is updated while a cell runs.
+        update: Whether to replace the figure that was shown under `display_id`.
     """
     plt.close(fig)
     if not alt.strip():
-        raise ValueError("a figure needs a text alternative: say in alt what it shows")
+        raise ValueError("a figure needs alternative text: say in alt what it shows")
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:  # optional: a script has no need of it
+        print(alt)
+        return
     if get_ipython() is None:
         print(alt)
         return
-    mime = "image/jpeg" if photo else "image/png"
-    data = base64.b64encode(_encode(fig, photo)).decode()
-    kwargs = {"display_id": live, "update": again} if live else {}
-    data = {mime: data, "text/plain": alt}
+    mime = "image/jpeg" if jpeg else "image/png"
+    data = {mime: base64.b64encode(_encode(fig, jpeg)).decode(), "text/plain": alt}
+    kwargs = {"display_id": display_id, "update": update} if display_id else {}
     display(data, metadata={mime: {"alt": alt}}, raw=True, **kwargs)
 
 
-def _encode(fig: Figure, photo: bool) -> bytes:
+def _encode(fig: Figure, jpeg: bool) -> bytes:
     drawn, stored = io.BytesIO(), io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=_DPI, facecolor="white")
-    picture = Image.open(drawn).convert("RGB")
-    if photo:
-        picture.save(stored, "JPEG", quality=85, optimize=True)
+    fig.savefig(drawn, format="png", dpi=DPI, facecolor="white")
+    image = Image.open(drawn).convert("RGB")
+    if jpeg:
+        image.save(stored, "JPEG", quality=85, optimize=True)
     else:
-        picture = picture.quantize(256, dither=Image.Dither.NONE)
-        picture.save(stored, "PNG", optimize=True)
+        image = image.quantize(256, dither=Image.Dither.NONE)
+        image.save(stored, "PNG", optimize=True)
     return stored.getvalue()
 
 
-def _array(values) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.is_floating_point() else values
-        values = values.as_subclass(torch.Tensor).numpy()
-    return np.asarray(values)
+# ---- Images and masks -------------------------------------------------------------
 
 
-def _picture(image) -> np.ndarray:
-    """Return a picture as (H, W, 3) uint8."""
-    rgb = _array(image)
-    if rgb.ndim != 3 or 3 not in (rgb.shape[0], rgb.shape[2]):
-        raise ValueError(
-            f"a picture has the shape (3, H, W) or (H, W, 3), this one {rgb.shape}"
-        )
-    if rgb.shape[0] == 3:
-        rgb = rgb.transpose(1, 2, 0)
-    if rgb.dtype == np.uint8:
-        return rgb
-    if rgb.dtype.kind != "f" or rgb.min() < -1e-3 or rgb.max() > 1 + 1e-3:
-        raise ValueError(
-            "a picture is uint8, or float between 0 and 1; this one is "
-            f"{rgb.dtype}, {rgb.min():g} to {rgb.max():g} "
-            "(if it is normalised, use unet.denormalise first)"
-        )
-    return np.round(rgb.clip(0, 1) * 255).astype(np.uint8)
-
-
-def _mask(mask, size: tuple[int, ...] | None = None) -> np.ndarray:
-    """Return a mask as (H, W) uint8, checked to have a size if one is given."""
-    labels = _array(mask)
-    if labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise ValueError(
-            "a mask holds integers and has the shape (H, W), this one "
-            f"{labels.dtype} and {labels.shape}"
-        )
-    if size is not None and labels.shape != tuple(size):
-        raise ValueError(f"the mask is {labels.shape}, what it belongs to {size}")
-    classes.colorize(labels)  # raises if a label is not 0 to 11
-    return labels.astype(np.uint8)
-
-
-def overlay(image, mask, alpha: float = 0.55) -> np.ndarray:
-    """Lay the colours of a mask over a picture.
+def panel(ax: Axes, image, title: str | None = None, labels: LabelSet = CAMVID) -> None:
+    """Draw an image or a mask, told apart by the number of dimensions.
 
     Args:
-        image: A picture.
-        mask: Its mask, of the same height and width. Void darkens the picture.
-        alpha: Weight of the mask's colours, 0 to 1.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: If a shape or a value is wrong.
+        ax: The axes to draw on.
+        image: An image, or a mask, which `legend` will know of.
+        title: The title.
+        labels: The classes, for a mask.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha lies between 0 and 1, not at {alpha}")
-    rgb = _picture(image)
-    paint = classes.colorize(_mask(mask, rgb.shape[:2]))
-    return np.round((1 - alpha) * rgb + alpha * paint).astype(np.uint8)
-
-
-def error_map(truth, predicted) -> np.ndarray:
-    """Paint each pixel by whether its prediction is right.
-
-    Args:
-        truth: (H, W) integers, 0 to 11.
-        predicted: The same.
-
-    Returns:
-        (H, W, 3) uint8: `WRONG` where they differ, `RIGHT` where they agree, and
-        the palette's void where the truth is void, whatever was predicted there.
-
-    Raises:
-        ValueError: If a shape or a value is wrong.
-    """
-    truth = _mask(truth)
-    wrong = _mask(predicted, truth.shape) != truth
-    paint = np.where(wrong[..., None], WRONG, RIGHT)
-    void = (truth == classes.VOID)[..., None]
-    return np.where(void, classes.PALETTE[classes.VOID], paint).astype(np.uint8)
-
-
-def panel(ax: Axes, image, title: str | None = None) -> None:
-    """Draw a picture or a mask, told apart by the number of dimensions.
-
-    Args:
-        ax: Where to.
-        image: A picture, or a mask, which is painted in `classes.PALETTE` and
-            remembered for `legend`.
-        title: What stands above it.
-
-    Raises:
-        ValueError: If a shape or a value is wrong.
-    """
-    if _array(image).ndim == 2:
-        # Where pixels must be merged, "rgba" merges their colours, not their ids.
+    if as_array(image).ndim == 2:
+        colors = ListedColormap(labels.palette() / 255)
+        # Where pixels must be merged, "rgba" merges their colors, not their ids.
         exact = {"norm": NoNorm(), "interpolation_stage": "rgba"}
-        ax.imshow(_mask(image), cmap=_CLASS_COLOURS, **exact)
+        drawn = ax.imshow(as_ids(image, labels), cmap=colors, **exact)
+        drawn.roadseg_labels = labels
     else:
-        ax.imshow(_picture(image))
+        ax.imshow(as_rgb(image))
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=True, color=FAINT, linewidth=0.8)
     if title:
         ax.set_title(title)
 
 
-def legend(target: Figure | Axes, classes: Sequence[int] | None = None) -> Legend:
-    """Name the colours of the classes: below a figure, or on the right of axes.
+def label_mask(
+    ax: Axes, mask, labels: LabelSet = CAMVID, min_share: float = 0.002
+) -> None:
+    """Write the name of each class on its largest connected component.
+
+    With names, readers need not tell similar colors apart. Draw the mask or the image
+    first, with `panel`. Names of small components move up until they are free, with a
+    line to the component.
+
+    Args:
+        ax: Where the mask, or its image, is drawn.
+        mask: The mask. Ignored pixels get no name.
+        labels: The classes.
+        min_share: Components below this share of the pixels get no name.
+    """
+    mask = as_ids(mask, labels)
+    components = connected_components(mask)
+    present = [i for i in labels.scored if (mask == i).any()]
+    sizes = {i: np.bincount(components[mask == i]) for i in present}
+    ax.figure.draw_without_rendering()  # lays the axes out, which decides their size
+    # lengths in pixels of the mask: of a point, of half a name, of a line
+    point = mask.shape[1] / ax.get_window_extent().width * ax.figure.dpi / 72
+    placed: list[tuple[float, float, float]] = []
+    for i in sorted(present, key=lambda i: -sizes[i].max()):
+        region = components == sizes[i].argmax()
+        if region.sum() < min_share * mask.size:
+            continue
+        row, column = center(region)
+        half, tall = point * (2 + 3.6 * len(labels.names[i])), 12 * point
+        x, y = np.clip(column, half, max(half, mask.shape[1] - half)), float(row)
+        while y > tall and any(
+            abs(y - b) < tall and abs(x - a) < half + c for a, b, c in placed
+        ):
+            y -= tall / 4
+        placed.append((x, y, half))
+        outside = not region[int(y), min(int(x), mask.shape[1] - 1)]
+        line = {"arrowstyle": "-", "color": "white", "shrinkB": 0} if outside else None
+        text = ax.annotate(labels.names[i], (column, row), (x, y), arrowprops=line)
+        text.set(ha="center", va="center", size=9, weight="bold", color="white")
+        text.set_path_effects([withStroke(linewidth=2.5, foreground=INK)])
+
+
+def legend(
+    target: Figure | Axes,
+    classes: Sequence[int] | Mapping[str, tuple[Sequence[int], str]] | None = None,
+    labels: LabelSet | None = None,
+) -> Legend:
+    """Explain the colors of the classes: below a figure, or on the right of axes.
 
     Args:
         target: The figure or the axes.
-        classes: Ids of the classes (a mask will do). Without it: those in the
-            masks that `panel` drew on the target.
-
-    Raises:
-        ValueError: If no classes are given and none were drawn, or an id is wrong.
+        classes: Ids of the classes (a mask will do). None takes those in the masks
+            that `panel` drew on the target. A mapping of names to colors and hatching,
+            such as `OUTCOMES`, is explained instead of classes.
+        labels: The classes; None takes those of the masks that were drawn, or CamVid's.
     """
+    if isinstance(classes, Mapping):
+        patches = [_patch(name, *look) for name, look in classes.items()]
+        return _legend(target, patches)
+    axes = target.axes if isinstance(target, Figure) else [target]
+    drawn = [i for ax in axes for i in ax.images if hasattr(i, "roadseg_labels")]
+    if labels is None:
+        labels = drawn[0].roadseg_labels if drawn else CAMVID
     if classes is None:
-        axes = target.axes if isinstance(target, Figure) else [target]
-        images = [i for ax in axes for i in ax.images if i.cmap.name == "roadseg"]
-        if not images:
+        if not drawn:
             raise ValueError("no mask is drawn here: give the ids of the classes")
-        classes = np.concatenate([i.get_array().ravel() for i in images])
-    return _legend(target, _class_patches(classes))
+        classes = np.concatenate([i.get_array().ravel() for i in drawn])
+    return _legend(target, _class_patches(classes, labels))
 
 
-def _class_patches(ids: Sequence[int]) -> list[Patch]:
-    """Return a patch for each class, by id; void has the highest and comes last."""
-    present = np.unique(_array(ids))
-    names = list(classes.NAMES)
-    names[classes.VOID] += " (void)"
-    colours = classes.colorize(present)  # raises if an id is not 0 to 11
-    return [_patch(names[i], rgb) for i, rgb in zip(present, colours, strict=True)]
+def _class_patches(ids: Sequence[int], labels: LabelSet) -> list[Patch]:
+    """Return a patch for each class, by id; ignored pixels come last."""
+    present = np.unique(as_array(ids)).tolist()
+    present.sort(key=lambda i: (i == labels.ignore_index, i))
+    patches = []
+    for i, rgb in zip(present, colorize(np.array(present), labels), strict=True):
+        name = labels.ignored_name if i == labels.ignore_index else labels.names[i]
+        inside = i == labels.ignore_index < labels.num_classes
+        patches.append(_patch(f"{name} (void)" if inside else name, rgb))
+    return patches
 
 
-def _patch(label: str, rgb: Sequence[int]) -> Patch:
-    return Patch(fc=np.array(rgb) / 255, ec=MUTED, lw=0.5, label=label)
+def _patch(label: str, rgb: Sequence[int], hatch: str = "") -> Patch:
+    look = {"ec": "white", "lw": 0, "hatch": hatch} if hatch else {"ec": MUTED}
+    return Patch(**{"fc": np.array(rgb) / 255, "lw": 0.5, "label": label} | look)
 
 
 def _legend(target: Figure | Axes, patches: Sequence[Patch]) -> Legend:
@@ -287,24 +228,23 @@ def _legend(target: Figure | Axes, patches: Sequence[Patch]) -> Legend:
     )
 
 
-def scenes(
+def image_grid(
     images: Sequence,
     masks: Sequence | None = None,
     titles: Sequence[str] | None = None,
     columns: int = 4,
     overlay: bool = False,
+    labels: LabelSet = CAMVID,
 ) -> Figure:
-    """Draw photos in a grid, with their masks and a legend if there are masks.
+    """Draw images in a grid, with their masks and a legend if there are masks.
 
     Args:
-        images: Pictures.
-        masks: As many masks: each stands on the right of its picture.
-        titles: As many titles, for the pictures.
-        columns: Panels side by side; a picture with its mask makes two.
-        overlay: Whether masks are laid over their pictures instead.
-
-    Raises:
-        ValueError: If a shape, a value or a number of items is wrong.
+        images: Images.
+        masks: As many masks, each drawn on the right of its image.
+        titles: As many titles, for the images.
+        columns: Panels side by side; an image with its mask makes two.
+        overlay: Whether to blend the masks with their images instead.
+        labels: The classes.
     """
     titles = _as_many(titles, images, "titles")
     masks = _as_many(masks, images, "masks")
@@ -313,36 +253,36 @@ def scenes(
         if mask is None:
             cells.append((title, image))
         elif overlay:
-            cells.append((title, _lay_over(image, mask)))
+            cells.append((title, _blend(image, mask, labels=labels)))
         else:
-            cells += [(title, image), (None, _mask(mask, _picture(image).shape[:2]))]
-    ids = [np.unique(_mask(mask)) for mask in masks if mask is not None]
-    return _mosaic(cells, columns, _class_patches(np.concatenate(ids)) if ids else [])
+            mask = as_ids(mask, labels, as_rgb(image).shape[:2])
+            cells += [(title, image), (None, mask)]
+    ids = [np.unique(as_array(mask)) for mask in masks if mask is not None]
+    patches = _class_patches(np.concatenate(ids), labels) if ids else []
+    return _mosaic(cells, columns, patches, labels=labels)
 
 
-_lay_over = overlay  # `scenes` has a parameter of that name
+_blend = overlay  # `image_grid` has a parameter of that name
 
 
 def _as_many(items: Sequence | None, images: Sequence, what: str) -> Sequence:
     if items is None:
         return [None] * len(images)
     if len(items) != len(images):
-        raise ValueError(f"{len(images)} pictures, but {len(items)} {what}")
+        raise ValueError(f"{len(images)} images, but {len(items)} {what}")
     return items
 
 
-def prediction(image, truth, predicted) -> Figure:
-    """Draw a photo, its true mask, the predicted one and the errors, two by two.
+def prediction(image, truth, predicted, labels: LabelSet = CAMVID) -> Figure:
+    """Draw an image, its true mask, the predicted one and the errors, two by two.
 
     Args:
-        image: A picture.
-        truth: Its mask, 0 to 11.
-        predicted: The predicted labels, 0 to 11.
-
-    Raises:
-        ValueError: If a shape or a value is wrong.
+        image: An image.
+        truth: Its mask.
+        predicted: The predicted mask.
+        labels: The classes.
     """
-    return _predictions([image], [truth], [predicted], columns=2, labels=[])
+    return _predictions([image], [truth], [predicted], 2, (), labels)
 
 
 def predictions(
@@ -350,65 +290,66 @@ def predictions(
     truths: Sequence,
     predicted: Sequence,
     titles: Sequence[str] | None = None,
+    labels: LabelSet = CAMVID,
 ) -> Figure:
-    """Draw what `prediction` draws for several scenes, one a row.
+    """Draw what `prediction` draws for several scenes, one in each row.
 
     Args:
-        images: Pictures.
+        images: Images.
         truths: As many masks.
-        predicted: As many predictions.
-        titles: As many names, which stand beside the rows.
-
-    Raises:
-        ValueError: If a shape, a value or a number of items is wrong.
+        predicted: As many predicted masks.
+        titles: As many names, written beside the rows.
+        labels: The classes.
     """
-    labels = [] if titles is None else _as_many(titles, images, "titles")
+    rows = () if titles is None else _as_many(titles, images, "titles")
     truths = _as_many(truths, images, "masks")
     predicted = _as_many(predicted, images, "predictions")
-    return _predictions(images, truths, predicted, columns=4, labels=labels)
+    return _predictions(images, truths, predicted, 4, rows, labels)
 
 
-def _predictions(images, truths, predicted, columns: int, labels) -> Figure:
+def _predictions(images, truths, predicted, columns, rows, labels) -> Figure:
     cells: list[tuple[str | None, object]] = []
     for image, truth, guess in zip(images, truths, predicted, strict=True):
-        truth = _mask(truth, _picture(image).shape[:2])
-        names = [None] * 4 if cells else ["Photo", "Truth", "Prediction", "Errors"]
-        drawn = [image, truth, _mask(guess, truth.shape), error_map(truth, guess)]
+        truth = as_ids(truth, labels, as_rgb(image).shape[:2])
+        names = [None] * 4 if cells else ["Image", "Truth", "Prediction", "Errors"]
+        guess = as_ids(guess, labels, truth.shape)
+        drawn = [image, truth, guess, error_map(truth, guess, labels)]
         cells += zip(names, drawn, strict=True)
-    ids = [np.unique(x) for _, x in cells if _array(x).ndim == 2]
-    patches = _class_patches(np.concatenate(ids))
+    ids = [np.unique(x) for _, x in cells if as_array(x).ndim == 2]
+    patches = _class_patches(np.concatenate(ids), labels) if ids else []
     patches += [_patch("Right", RIGHT), _patch("Wrong", WRONG)]
-    return _mosaic(cells, columns, patches, labels)
+    return _mosaic(cells, columns, patches, rows, labels)
 
 
 def _mosaic(
     cells: Sequence[tuple[str | None, object]],
     columns: int,
     patches: Sequence[Patch] = (),
-    labels: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    labels: LabelSet = CAMVID,
 ) -> Figure:
     """Draw titled panels in rows, in a figure of just the right height (inches)."""
     if not cells:
-        raise ValueError("there is no picture to draw")
+        raise ValueError("there is no image to draw")
     columns = min(columns, len(cells))
-    rows = math.ceil(len(cells) / columns)
-    across = (WIDTH - (0.3 if labels else 0)) / columns - 0.1
+    count = math.ceil(len(cells) / columns)
+    across = (WIDTH - (0.3 if rows else 0)) / columns - 0.1
     titles = [textwrap.fill(title or "", int(across / 0.09)) for title, _ in cells]
     lines = sum(
         max(1 + t.count("\n") if t else 0 for t in titles[r * columns :][:columns])
-        for r in range(rows)
+        for r in range(count)
     )
-    shapes = [np.shape(x) if np.ndim(x) == 2 else _picture(x).shape for _, x in cells]
+    shapes = [np.shape(x) if np.ndim(x) == 2 else as_rgb(x).shape for _, x in cells]
     tall = across * max(shape[0] / shape[1] for shape in shapes)
-    height = rows * (tall + 0.1) + 0.24 * lines + 0.26 * math.ceil(len(patches) / 5)
+    height = count * (tall + 0.1) + 0.24 * lines + 0.26 * math.ceil(len(patches) / 5)
     fig = Figure(figsize=(WIDTH, height), layout="compressed")
-    axes = fig.subplots(rows, columns, squeeze=False)
+    axes = fig.subplots(count, columns, squeeze=False)
     for ax in axes.flat[len(cells) :]:
         ax.remove()
     for ax, title, (_, image) in zip(axes.flat, titles, cells, strict=False):
-        panel(ax, image, title)
-    for ax, label in zip(axes[:, 0], labels, strict=False):
-        ax.set_ylabel(label)
+        panel(ax, image, title, labels)
+    for ax, row in zip(axes[:, 0], rows, strict=False):
+        ax.set_ylabel(row)
     if patches:
         _legend(fig, patches)
     return fig
@@ -418,22 +359,18 @@ def feature_maps(
     features: torch.Tensor | Mapping[str, torch.Tensor],
     channels: Sequence[int] = range(6),
 ) -> Figure:
-    """Draw a few channels of a feature map as a strip, bright where they are large.
+    """Draw a few channels of a feature map in a row, bright where they are large.
 
-    Each channel has its own scale, from its least value to its greatest.
+    Each channel has its own scale, from its minimum to its maximum.
 
     Args:
-        features: (C, H, W) or (1, C, H, W) floats; or several under their names,
-            one strip each.
+        features: (C, H, W) or (1, C, H, W) floats; or several by name, a row each.
         channels: Which channels.
-
-    Raises:
-        ValueError: If a shape is wrong or there is no such channel.
     """
-    strips = features if isinstance(features, Mapping) else {"": features}
+    rows = features if isinstance(features, Mapping) else {"": features}
     cells: list[tuple[str | None, object]] = []
-    for name, values in strips.items():
-        maps = _array(values)
+    for name, values in rows.items():
+        maps = as_array(values)
         maps = maps[0] if maps.ndim == 4 and len(maps) == 1 else maps
         if maps.ndim != 3 or max(channels) >= len(maps):
             raise ValueError(
@@ -442,249 +379,7 @@ def feature_maps(
             )
         for channel in channels:
             title = f"Channel {channel}" if len(cells) < len(channels) else None
-            cells.append((title, _heat(maps[channel])))
-    return _mosaic(cells, len(channels), labels=[name for name in strips if name])
-
-
-def _heat(values: np.ndarray) -> np.ndarray:
-    span = values.max() - values.min() or 1
-    return mpl.colormaps["magma"]((values - values.min()) / span, bytes=True)[..., :3]
-
-
-def curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Draw the losses and the scores of a training, epoch by epoch.
-
-    Args:
-        history: One mapping an epoch. Keys that end in ``loss`` share a panel,
-            keys that end in ``acc``, ``acc12`` or ``miou`` (0 to 1) another; a key
-            may be missing in some epochs. ``epoch`` counts from 1 without that key.
-
-    Raises:
-        ValueError: If there is nothing to draw.
-    """
-    keys = list(dict.fromkeys(key for row in history for key in row))
-    losses = [key for key in keys if key.endswith("loss")]
-    scores = [key for key in keys if key.endswith(("acc", "acc12", "miou"))]
-    panels = [(k, n) for k, n in ((losses, "Loss"), (scores, "Score")) if k]
-    if not panels:
-        raise ValueError(f"the history has neither losses nor scores, but: {keys}")
-    fig = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    axes = fig.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (names, title) in zip(axes, panels, strict=True):
-        for key in names:
-            points = [
-                (row.get("epoch", i), float(row[key]))
-                for i, row in enumerate(history, 1)
-                if row.get(key) is not None
-            ]
-            ax.plot(*zip(*points, strict=True), marker="o", label=_words(key))
-        ax.set(title=title, xlabel="Epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        ax.grid(axis="y")
-        ax.legend()
-    return fig
-
-
-def _words(key: str) -> str:
-    """Return ``val_miou`` as "Validation mIoU"."""
-    known = {
-        "trn": "training",
-        "train": "training",
-        "val": "validation",
-        "acc": "accuracy",
-        "acc12": "accuracy with void",
-        "miou": "mIoU",
-    }
-    words = " ".join(known.get(part, part) for part in key.split("_"))
-    return words if words.startswith("mIoU") else words[0].upper() + words[1:]
-
-
-def confusion(scores) -> Figure:
-    """Draw where the pixels of each class went, as a heat map of percentages.
-
-    Args:
-        scores: An `evaluation.Scores`: its ``confusion`` is (12, 12) pixel counts,
-            a row for each true class, a column for each predicted one.
-    """
-    percent = _row_percent(scores.confusion)
-    names = classes.NAMES[: classes.NUM_SCORED]
-    fig = Figure(figsize=(WIDTH, 6.6), layout="constrained")
-    ax = fig.subplots()
-    ax.imshow(percent, cmap=_HEAT, norm=PowerNorm(0.6, 0, 130))
-    for (row, column), value in np.ndenumerate(percent):
-        if value >= 1:
-            colour = "white" if value > 60 else INK
-            ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour)
-    ticks = range(classes.NUM_SCORED)
-    ax.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
-    absent = np.isnan(percent[:, 0])
-    ax.set_yticks(
-        ticks, [f"{n} (absent)" if a else n for n, a in zip(names, absent, strict=True)]
-    )
-    ax.set(xlabel="Predicted class", ylabel="True class")
-    ax.set_title("Where the pixels of each true class went, %")
-    ax.set_xticks(np.arange(0.5, 10), minor=True)
-    ax.set_yticks(np.arange(0.5, 10), minor=True)
-    ax.grid(which="minor", color="white", linewidth=1.5)
-    ax.tick_params(which="both", length=0)
-    ax.spines[:].set_visible(False)
-    return fig
-
-
-def _row_percent(counts) -> np.ndarray:
-    """Return (11, 11) shares of each true class, in percent; NaN where it is absent.
-
-    A pixel predicted void counts in its row's total: it is an error.
-    """
-    counts = _array(counts).astype(float)
-    if counts.shape != (classes.NUM_CLASSES,) * 2:
-        raise ValueError(f"a confusion matrix is (12, 12), this one {counts.shape}")
-    scored = counts[: classes.NUM_SCORED]
-    totals = scored.sum(1, keepdims=True)
-    share = np.divide(
-        scored, totals, out=np.full_like(scored, np.nan), where=totals > 0
-    )
-    return 100 * share[:, : classes.NUM_SCORED]
-
-
-def class_bars(scores, shares=None) -> Figure:
-    """Draw the IoU of each class, best first, and how common the class is.
-
-    Args:
-        scores: An `evaluation.Scores`: ``iou`` is (11,), 0 to 1, NaN for a class
-            that is absent; ``miou`` is their mean.
-        shares: (11,) or (12,) shares of the pixels, 0 to 1, for a second panel.
-
-    Raises:
-        ValueError: If a shape is wrong.
-    """
-    iou = _array(scores.iou).astype(float)
-    if iou.shape != (classes.NUM_SCORED,):
-        raise ValueError(f"iou has the shape (11,), this one {iou.shape}")
-    order = np.argsort(np.nan_to_num(iou, nan=-1), kind="stable")
-    colours = np.array(classes.PALETTE)[order] / 255
-    fig = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    if shares is None:
-        ax = fig.subplots()
-    else:
-        ax, beside = fig.subplots(1, 2, sharey=True, width_ratios=(5, 3))
-        _share_dots(beside, _array(shares), order, colours)
-    ax.barh(range(len(order)), np.nan_to_num(iou[order]), color=colours, ec=MUTED)
-    for row, value in enumerate(iou[order]):
-        text, x = ("absent", 0) if np.isnan(value) else (f"{value:.2f}", value)
-        back = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        ax.text(x + 0.015, row, text, va="center", fontsize=11, bbox=back)
-    ax.axvline(scores.miou, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-    ax.set(title=f"IoU (dashed: mIoU, {scores.miou:.2f})", xlim=(0, 1.12))
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
-    ax.set_yticks(range(len(order)), [classes.NAMES[i] for i in order])
-    ax.tick_params(axis="y", length=0)
-    return fig
-
-
-def _share_dots(ax: Axes, shares: np.ndarray, order: np.ndarray, colours) -> None:
-    if shares.shape not in ((classes.NUM_SCORED,), (classes.NUM_CLASSES,)):
-        raise ValueError(f"shares has the shape (11,) or (12,), not {shares.shape}")
-    percent = 100 * shares[order]
-    rows = range(len(order))
-    ax.hlines(rows, 0, percent, color=FAINT, linewidth=1.5, zorder=1)
-    ax.scatter(percent, rows, s=64, color=colours, edgecolor=MUTED, linewidth=0.5)
-    ax.set(xscale="log", xlim=(0.1, 100), title="Share of pixels")
-    ax.set_xticks([0.1, 1, 10, 100], ["0.1%", "1%", "10%", "100%"])
-    ax.tick_params(axis="y", length=0)
-
-
-def grid(
-    ax: Axes,
-    values,
-    title: str | None = None,
-    highlight: Iterable[tuple[int, int]] | Mapping[tuple[int, int], str] = (),
-    shade: bool = False,
-) -> None:
-    """Draw a small tensor as a grid of cells with its numbers.
-
-    Args:
-        ax: Where to.
-        values: (H, W) or (W,) numbers; the cell of a NaN stays empty.
-        title: What stands above it.
-        highlight: (row, column) of cells to tint, or a colour for each.
-        shade: Whether to fill the other cells, darker for larger values.
-
-    Raises:
-        ValueError: If the shape is wrong.
-    """
-    numbers = np.atleast_2d(_array(values)).astype(float)
-    if numbers.ndim != 2:
-        raise ValueError(f"a grid has the shape (H, W) or (W,), not {numbers.shape}")
-    height, width = numbers.shape
-    if not isinstance(highlight, Mapping):
-        highlight = dict.fromkeys(map(tuple, highlight), ACCENT)
-    texts = _format(numbers)
-    box = ax.get_window_extent()
-    cell = min(box.width / width, box.height / height) * 72 / ax.figure.dpi
-    size = min(14, 0.45 * cell, 1.3 * cell / max(1, *map(len, texts.flat)))
-    known = numbers[~np.isnan(numbers)]
-    least, span = known.min(initial=np.inf), np.ptp(known) if known.size else 0
-    for (row, column), value in np.ndenumerate(numbers):
-        fill = "white"
-        if shade and not np.isnan(value):
-            fill = _HEAT(0.75 * (value - least) / (span or 1))
-        if colour := highlight.get((row, column)):
-            fill = 0.68 + 0.32 * np.array(to_rgb(colour))
-        ax.add_patch(Rectangle((column, row), 1, 1, fc=fill, ec=MUTED, lw=0.8))
-        ink = "white" if np.mean(to_rgb(fill)) < 0.5 else INK
-        text = ax.text(
-            column + 0.5, row + 0.5, texts[row, column], size=size, color=ink
-        )
-        text.set(ha="center", va="center_baseline")
-    ax.set(xlim=(-0.03, width + 0.03), ylim=(height + 0.03, -0.03), aspect="equal")
-    ax.axis("off")
-    if title:
-        ax.set_title(title, loc="center")
-
-
-def _format(numbers: np.ndarray) -> np.ndarray:
-    """Write numbers with as few decimals as all of them need, at most two."""
-    known = numbers[~np.isnan(numbers)]
-    digits = next(d for d in (0, 1, 2) if d == 2 or np.allclose(known.round(d), known))
-    flat = [f"{x:.{digits}f}".replace("-", "\u2212") for x in numbers.flat]
-    return np.where(np.isnan(numbers), "", np.reshape(flat, numbers.shape))
-
-
-def grids(
-    panels: Mapping[str, object],
-    signs: Sequence[str] = (),
-    highlights: Mapping[str, object] | None = None,
-    shade: bool = False,
-) -> Figure:
-    """Draw several `grid`s in a row, with cells of the same size.
-
-    Args:
-        panels: The values under their titles.
-        signs: What stands between one grid and the next, such as "+" or "=".
-        highlights: `grid`'s ``highlight`` under the same titles.
-        shade: As in `grid`.
-
-    Raises:
-        ValueError: If a shape is wrong.
-    """
-    highlights = highlights or {}
-    if unknown := set(highlights) - set(panels):
-        raise ValueError(f"no panel has the title {', '.join(map(repr, unknown))}")
-    shapes = [np.atleast_2d(_array(values)).shape for values in panels.values()]
-    across, down = sum(s[1] for s in shapes), max(s[0] for s in shapes)
-    gap, foot, head = 0.5, 0.08, 0.42
-    cell = min(0.55, (WIDTH - gap * len(shapes)) / across)
-    width, height = cell * across + gap * len(shapes), foot + cell * down + head
-    fig = Figure(figsize=(width, height), layout="none")
-    left, middle = gap / 2, foot + cell * down / 2
-    for i, (title, values) in enumerate(panels.items()):
-        h, w = shapes[i]
-        box = np.array([left, middle - cell * h / 2, cell * w, cell * h])
-        ax = fig.add_axes(box / [width, height, width, height])
-        grid(ax, values, title, highlights.get(title, ()), shade)
-        left += cell * w + gap
-        if i < len(signs):
-            sign = fig.text((left - gap / 2) / width, middle / height, signs[i])
-            sign.set(size=16, ha="center", va="center")
-    return fig
+            span = np.ptp(maps[channel]) or 1
+            scaled = (maps[channel] - maps[channel].min()) / span
+            cells.append((title, mpl.colormaps["magma"](scaled, bytes=True)[..., :3]))
+    return _mosaic(cells, len(channels), rows=[name for name in rows if name])

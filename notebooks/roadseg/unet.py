@@ -1,59 +1,44 @@
-"""The network: a U-Net whose encoder is VGG16 with batch normalisation.
+"""The network: a U-Net whose encoder is VGG16 with batch normalization.
 
-The U is that of Ronneberger, Fischer and Brox 2015
-(https://doi.org/10.1007/978-3-319-24574-4_28); the encoder that of Simonyan and
-Zisserman 2015 (https://arxiv.org/abs/1409.1556) with the batch normalisation of
-Ioffe and Szegedy 2015 (https://arxiv.org/abs/1502.03167), as in torchvision.
+The architecture follows Ronneberger, Fischer and Brox 2015
+(https://doi.org/10.1007/978-3-319-24574-4_28), with these differences: the encoder
+is that of Simonyan and Zisserman 2015 (https://arxiv.org/abs/1409.1556) with batch
+normalization (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167), as in
+torchvision; there are five poolings instead of four; convolutions are padded, so
+that skip connections need no cropping; and each decoder level has one convolution
+instead of two.
 """
 
-import contextlib
-import http.client
-import json
-import os
-import socket
-import sys
-import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.models import VGG16_BN_Weights
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.transforms import v2
 
-from roadseg import runtime
-from roadseg.classes import NUM_CLASSES
-
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
-"""Mean and spread of ImageNet's red, green and blue, in units of 0 to 1."""
+"""Mean and standard deviation of ImageNet's red, green and blue, on a 0 to 1 scale."""
 
 STRIDE: int = 32
-"""Five poolings halve a picture five times: sides must be multiples of 2 ** 5."""
+"""Five poolings halve an image five times: sides must be multiples of 2 ** 5."""
 
-TIMEOUT: float = 30
-"""Seconds to wait for a server of weights: to connect, and for each further piece."""
-
-normalise = v2.Compose(
+normalize = v2.Compose(
     [
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
     ]
 )
-"""Pictures (..., 3, H, W), uint8 or float 0 to 1, to what the encoder expects."""
+"""Images (..., 3, H, W), uint8 or float 0 to 1, to what the encoder expects."""
 
 
-def denormalise(images: Tensor) -> Tensor:
-    """Undo `normalise`.
+def denormalize(images: Tensor) -> Tensor:
+    """Undo `normalize`.
 
     Args:
-        images: (..., 3, H, W) float32, normalised.
+        images: (..., 3, H, W) float32, normalized.
 
     Returns:
         (..., 3, H, W) float32, 0 to 1.
@@ -63,202 +48,28 @@ def denormalise(images: Tensor) -> Tensor:
     return (images * std + mean).clamp(0, 1)
 
 
-# --- encoder weights ----------------------------------------------------------
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be used; the message names it and says why."""
-
-
-@dataclass(frozen=True)
-class EncoderWeights:
-    """Weights for the encoder, and where they come from.
-
-    Attributes:
-        state: State dict of ``vgg16_bn().features`` (keys ``0.weight``, ...),
-            float32; None for random weights.
-        origin: In words, to be printed beside every score.
-        pretrained: False for random weights.
-    """
-
-    state: dict[str, Tensor] | None
-    origin: str
-    pretrained: bool
-
-
-RANDOM = EncoderWeights(None, "random encoder weights (nothing pretrained)", False)
-
-
 def vgg16_bn_features() -> nn.Sequential:
     """Return the 44 layers of ``torchvision.models.vgg16_bn().features``, random.
 
-    The classifier behind them, nine tenths of VGG's parameters, is never made.
+    VGG's classifier, which holds almost 90% of its parameters, is not created.
     """
     features = make_layers(cfgs["D"], batch_norm=True)
     for layer in features:
-        if isinstance(layer, nn.Conv2d):  # as torchvision initialises VGG
+        if isinstance(layer, nn.Conv2d):  # initialized as in torchvision's VGG
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     return features
 
 
-def find_encoder_weights(profile: runtime.Profile | None = None) -> EncoderWeights:
-    """Find the best encoder weights within reach.
-
-    In this order: the file that the environment variable ``ROADSEG_VGG16_BN``
-    names; ImageNet weights kept from an earlier download; ImageNet weights from
-    torchvision; random ones, under a banner. The quick profile takes random
-    weights at once.
-
-    Args:
-        profile: The profile; without it, that of this run.
-
-    Raises:
-        WeightsError: If ``ROADSEG_VGG16_BN`` names a file that cannot be used.
-    """
-    profile = profile or runtime.profile()
-    if not profile.pretrained:
-        return RANDOM
-    if path := os.environ.get("ROADSEG_VGG16_BN"):
-        return read_encoder_weights(path)
-    try:
-        return imagenet_weights()
-    except OSError as error:
-        print(
-            runtime.banner(
-                "RANDOM ENCODER. The ImageNet weights could not be downloaded "
-                f"({error}). Scores will be far lower than with them: with a "
-                "network run this again, or set ROADSEG_VGG16_BN to a file of "
-                "torchvision's vgg16_bn weights."
-            )
-        )
-        return RANDOM
-
-
-def imagenet_weights() -> EncoderWeights:
-    """Return torchvision's ImageNet weights, downloaded once (553 MB).
-
-    Only the features (59 MB) are kept, in `runtime.data_dir`.
-
-    Raises:
-        OSError: If they are not kept and cannot be downloaded.
-    """
-    kept = runtime.data_dir() / "vgg16_bn_imagenet_features.safetensors"
-    origin = "ImageNet (torchvision VGG16_BN_Weights.IMAGENET1K_V1)"
-    if kept.exists():
-        with contextlib.suppress(WeightsError):  # damaged: fetched again
-            return EncoderWeights(_features(kept), origin, True)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    # torchvision's progress bar goes to stderr, which notebooks keep
-    with (
-        tempfile.TemporaryDirectory(dir=kept.parent) as folder,
-        contextlib.redirect_stderr(sys.stdout),
-        _impatient(),
-    ):
-        weights = VGG16_BN_Weights.IMAGENET1K_V1
-        try:
-            full = weights.get_state_dict(
-                progress=True, model_dir=folder, check_hash=True
-            )
-        # a hash that does not match; an answer cut off, or that is no HTTP
-        except (RuntimeError, ValueError, http.client.HTTPException) as error:
-            kind = type(error).__name__
-            raise OSError(f"the download is damaged ({kind}: {error})") from None
-        state = _select_features(full, weights.url)
-    _write_safetensors(kept, state, {"origin": origin})
-    return EncoderWeights(state, origin, True)
-
-
-@contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Let a server that says nothing for `TIMEOUT` seconds be an OSError."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torch.hub's download can be given none
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def read_encoder_weights(path: str | os.PathLike) -> EncoderWeights:
-    """Read encoder weights from a file.
-
-    Args:
-        path: A ``.safetensors`` file, or one that ``torch.save`` wrote (read with
-            ``weights_only=True``: a file with code in it is refused). It holds a
-            state dict of torchvision's ``vgg16_bn``, whole or its features only,
-            of any float type.
-
-    Raises:
-        WeightsError: If the file is missing, unreadable, or not of this network.
-    """
-    state = _features(Path(path))
-    return EncoderWeights(state, f"the local file {Path(path).name}", True)
-
-
-def _features(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsError(f"there is no file {path}: see ROADSEG_VGG16_BN")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle may raise anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise WeightsError(
-            f"{path.name} cannot be read as plain weights ({reason}). It is damaged, "
-            "or holds more than weights; take a state dict of torchvision's vgg16_bn"
-        ) from None
-    return _select_features(state, path.name)
-
-
-def _select_features(state: object, name: str) -> dict[str, Tensor]:
-    """Return the features of a VGG16-BN state dict under their plain names."""
-    if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
-        raise WeightsError(f"{name} holds no state dict but a {type(state).__name__}")
-    plain = {
-        k.removeprefix("module.").removeprefix("features."): state[k] for k in state
-    }
-    with torch.device("meta"):  # names and shapes, no numbers
-        wanted = vgg16_bn_features().state_dict()
-    # files older than batch normalisation's counter lack it; it is not used
-    counters = {k for k in wanted if k.endswith("num_batches_tracked")}
-    missing = [k for k in wanted if k not in plain and k not in counters]
-    if missing:
-        raise WeightsError(
-            f"{name} is not a state dict of torchvision's vgg16_bn: it lacks "
-            f"{len(missing)} of {len(wanted) - len(counters)} entries, "
-            f"features.{missing[0]} the first"
-        )
-    for k, v in wanted.items():
-        found = plain.get(k, v)
-        if not isinstance(found, Tensor) or found.shape != v.shape:
-            shape = tuple(getattr(found, "shape", ()))
-            raise WeightsError(
-                f"{name} is not of vgg16_bn: features.{k} has the shape {shape}, "
-                f"not {tuple(v.shape)}"
-            )
-    plain |= {k: torch.zeros(wanted[k].shape) for k in counters - plain.keys()}
-    state = {k: plain[k].to(v.dtype).contiguous() for k, v in wanted.items()}
-    for k, v in state.items():
-        if not torch.isfinite(v).all():
-            raise WeightsError(f"{name} is damaged: features.{k} is not finite")
-    return state
-
-
-# --- the network --------------------------------------------------------------
-
-
-def vgg_stages(features: nn.Sequential) -> list[nn.Sequential]:
-    """Cut VGG's layers in front of each of its poolings.
+def encoder_stages(features: nn.Sequential) -> list[nn.Sequential]:
+    """Split VGG's layers in front of each pooling.
 
     Args:
         features: ``vgg16_bn().features``, or any sequence with `nn.MaxPool2d`.
 
     Returns:
-        One piece more than there are poolings. Each but the first begins with
-        its pooling; VGG16's last is a pooling alone. Layers keep their names.
+        One stage more than there are poolings. Each but the first begins with its
+        pooling; the last one of VGG16 is a pooling alone. Layers keep their names.
 
     Raises:
         ValueError: If there is no pooling.
@@ -266,7 +77,7 @@ def vgg_stages(features: nn.Sequential) -> list[nn.Sequential]:
     layers = list(features.named_children())
     pools = [i for i, (_, x) in enumerate(layers) if isinstance(x, nn.MaxPool2d)]
     if not pools:
-        raise ValueError("there is no MaxPool2d among the layers to cut at")
+        raise ValueError("cannot split these layers: none of them is a MaxPool2d")
     edges = [0, *pools, len(layers)]
     return [
         nn.Sequential(OrderedDict(layers[a:b]))
@@ -275,7 +86,7 @@ def vgg_stages(features: nn.Sequential) -> list[nn.Sequential]:
 
 
 def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return a 3 x 3 convolution, batch normalisation and ReLU.
+    """Return a 3 x 3 convolution, batch normalization and ReLU.
 
     (N, in_channels, H, W) => (N, out_channels, H, W).
     """
@@ -287,7 +98,7 @@ def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def up_block(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return a 2 x 2 transposed convolution of stride 2, and ReLU.
+    """Return a 2 x 2 transposed convolution with stride 2, and ReLU.
 
     (N, in_channels, H, W) => (N, out_channels, 2 H, 2 W).
     """
@@ -302,20 +113,20 @@ class UNet(nn.Module):
 
     Args:
         num_classes: Channels of the output.
-        encoder_weights: ``"imagenet"``, the path of a file, the `EncoderWeights`
-            that `find_encoder_weights` gives, or None for random ones.
+        encoder_weights: A state dict of ``vgg16_bn().features``, such as the
+            ``state_dict`` of what `weights.load_encoder_weights` returns; None for
+            random weights.
 
     Attributes:
-        encoder: The five stages of VGG, cut at the poolings.
+        encoder: The five stages of VGG, split at the poolings.
         bottleneck: The last pooling and one convolution block.
         ups: Five `up_block`, from the bottleneck up.
-        convs: Five `conv_block`; each takes an `up_block`'s output beside the
-            skip connection of the same size.
+        convs: Five `conv_block`; each takes the output of an `up_block`,
+            concatenated with the skip connection of the same size.
         head: A 1 x 1 convolution to the logits.
-        origin: Where the encoder weights came from, in words.
 
     Raises:
-        WeightsError: If the encoder weights cannot be used.
+        RuntimeError: If the encoder weights are not those of ``vgg16_bn().features``.
 
     Example:
         >>> UNet(21)(torch.rand(1, 3, 96, 128)).shape
@@ -324,16 +135,14 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        num_classes: int = NUM_CLASSES,
-        encoder_weights: EncoderWeights | str | os.PathLike | None = None,
+        num_classes: int = 12,
+        encoder_weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        weights = _as_weights(encoder_weights)
-        self.origin = weights.origin
         features = vgg16_bn_features()
-        if weights.state is not None:
-            features.load_state_dict(weights.state)
-        *stages, last_pool = vgg_stages(features)
+        if encoder_weights is not None:
+            features.load_state_dict(encoder_weights)
+        *stages, last_pool = encoder_stages(features)
         self.encoder = nn.ModuleList(stages)
         self.bottleneck = nn.Sequential(last_pool, conv_block(512, 1024))
 
@@ -349,7 +158,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(32, num_classes, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of normalised pictures.
+        """Return the logits of a batch of normalized images.
 
         Args:
             x: (N, 3, H, W) float; H and W are multiples of 32.
@@ -358,7 +167,7 @@ class UNet(nn.Module):
             (N, num_classes, H, W) float: logits, not probabilities.
 
         Raises:
-            ValueError: If the shape is another.
+            ValueError: If the input has another shape.
         """
         check_input(x)
         skips = []
@@ -371,99 +180,46 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-def _as_weights(given: EncoderWeights | str | os.PathLike | None) -> EncoderWeights:
-    if given is None:
-        return RANDOM
-    if isinstance(given, EncoderWeights):
-        return given
-    return imagenet_weights() if given == "imagenet" else read_encoder_weights(given)
-
-
 def check_input(x: Tensor) -> None:
     """Raise a ValueError unless x is (N, 3, H, W) with H and W multiples of 32."""
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(
-            f"the U-Net takes pictures of shape (N, 3, H, W), not {tuple(x.shape)}"
+            f"the U-Net takes images of shape (N, 3, H, W), not {tuple(x.shape)}"
         )
     height, width = x.shape[-2:]
     if height % STRIDE or width % STRIDE or 0 in (height, width):
         raise ValueError(
-            f"the U-Net halves a picture five times, so height and width must be "
-            f"multiples of {STRIDE}; {height} x {width} is not. Resize the picture, "
-            "or let roadseg.unet.predict_logits pad and crop it"
+            f"the U-Net halves an image five times, so height and width must be "
+            f"multiples of {STRIDE}; {height} x {width} is not. Resize the image, or "
+            "use roadseg.unet.forward_padded, which pads it and crops the output"
         )
 
 
-def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits of pictures of any size: pad, predict, crop.
+def forward_padded(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits of images of any size: pad, predict, crop.
 
     The right and lower edges are repeated up to the next multiple of 32, which
     disturbs the network less than a black border.
 
     Args:
-        model: A network that wants multiples of 32.
-        images: (N, 3, H, W) float, normalised.
+        model: A network that takes multiples of 32.
+        images: (N, 3, H, W) float, normalized.
 
     Returns:
-        (N, num_classes, H, W) float logits.
+        (N, C, H, W) float logits.
+
+    Raises:
+        ValueError: If the network's output is no tensor of its input's size.
     """
     height, width = images.shape[-2:]
     pad = (0, -width % STRIDE, 0, -height % STRIDE)  # left, right, top, bottom
     padded = F.pad(images, pad, mode="replicate") if any(pad) else images
-    return model(padded)[..., :height, :width]
-
-
-# --- whole networks on disk ---------------------------------------------------
-
-
-def save(model: UNet, path: str | os.PathLike, facts: dict | None = None) -> None:
-    """Write a network to a safetensors file, whole or not at all.
-
-    Args:
-        model: The network.
-        path: The file, ``.safetensors``; its folder exists.
-        facts: What to keep beside the weights, as JSON can hold it: data, scores,
-            seconds.
-    """
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    facts = {"encoder": model.origin, **(facts or {})}
-    _write_safetensors(Path(path), state, {"roadseg": json.dumps(facts)})
-
-
-def load(path: str | os.PathLike) -> tuple[UNet, dict]:
-    """Read a network that `save` wrote.
-
-    Returns:
-        The network, on the CPU and in evaluation mode, and the facts beside it.
-
-    Raises:
-        WeightsError: If the file is missing, damaged, or not of this network.
-    """
-    path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("roadseg", "{}"))
-        state = load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path.name} cannot be read as a U-Net: {error}") from None
-    if "head.bias" not in state:
-        raise WeightsError(f"{path.name} holds no U-Net of roadseg: no head.bias in it")
-    model = UNet(len(state["head.bias"]))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{path.name} does not fit the U-Net: {reason}") from None
-    model.origin = facts.get("encoder", "unknown encoder weights")
-    return model.eval(), facts
-
-
-def _write_safetensors(path: Path, state: dict, metadata: dict[str, str]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(state, draft, metadata=metadata)
-        os.replace(draft, path)
-    except SafetensorError as error:  # a full disk, mostly
-        raise OSError(f"{runtime.short(path)} cannot be written: {error}") from None
-    finally:
-        draft.unlink(missing_ok=True)
+    logits = model(padded)
+    if not isinstance(logits, Tensor) or logits.shape[-2:] != padded.shape[-2:]:
+        found = tuple(getattr(logits, "shape", ())) or type(logits).__name__
+        raise ValueError(
+            f"for images of {tuple(padded.shape)} the network must return logits "
+            f"(N, C, H, W) of the same H and W, not {found}; wrap it in a module that "
+            "selects its logits and upsamples them to the size of its input"
+        )
+    return logits[..., :height, :width]
