@@ -76,6 +76,15 @@ class BookError(RuntimeError):
 # Preparing the pages (called by book/conf.py) -----------------------------------
 
 
+def link_sections(text: str) -> str:
+    """Turn Jupyter's links to sections, #2.-A-title, into the site's, #2-a-title."""
+
+    def slug(match: re.Match) -> str:
+        return "](#" + re.sub(r"[^\w-]", "", match[1].lower()) + ")"
+
+    return re.sub(r"\]\(#([^)\s]+)\)", slug, text)
+
+
 def link_chapters(text: str) -> str:
     """Turn links to chapters on GitHub into links to the site's own pages."""
     return CHAPTER_LINK.sub(
@@ -130,7 +139,8 @@ def prepare_notebook(text: str, name: str) -> str:
         elif cell.cell_type == "markdown":
             download = f"{{download}}`Download this notebook <download/{name}>`"
             badge = rf"\1(_static/open-in-colab.svg)\2 {download}"
-            cell.source = BADGE.sub(badge, link_chapters(cell.source))
+            linked = link_sections(link_chapters(cell.source))
+            cell.source = BADGE.sub(badge, linked)
             unlinked = r"(?m)^## (?:References|What you will learn)"
             if not re.search(unlinked, cell.source):
                 cell.source = link_terms(cell.source, terms)
@@ -140,8 +150,10 @@ def prepare_notebook(text: str, name: str) -> str:
 def _prepare_code(cell: NotebookNode) -> None:
     tags = list(cell.metadata.get("tags", []))
     for tag in PROMPTS.keys() & set(tags):
-        hide = "hide-input" if tag == "setup" else "hide-cell"
-        cell.metadata.tags = [*tags, *([hide] if hide not in tags else [])]
+        # figures stay in sight; only their code is folded
+        shown = tag == "setup" or (tag == "hide-cell" and cell.outputs)
+        kept = [t for t in tags if t not in ("hide-cell", "hide-input")]
+        cell.metadata.tags = [*kept, "hide-input" if shown else "hide-cell"]
         cell.metadata.mystnb = {
             "code_prompt_show": f"Show {PROMPTS[tag]}",
             "code_prompt_hide": f"Hide {PROMPTS[tag]}",

@@ -21,7 +21,7 @@ import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = notebooks.chapters()
-ADDED = ["accelerate", "pooch", "pytorch_model_summary", "torch_snippets"]
+ADDED = ["accelerate", "safetensors"]
 
 PIP = """
 import json, os, sys

@@ -238,6 +238,15 @@ def test_an_edge_gets_one_of_its_two_classes_never_a_third(tmp_path):
     assert found.edges_left == 20
 
 
+def test_a_foreign_color_between_two_classes_is_no_edge(tmp_path):
+    rows = np.zeros((20, 20, 3), np.uint8)
+    rows[:, :10], rows[:, 11:] = LABELS.colors[0], LABELS.colors[1]
+    rows[:, 10] = (255, 220, 0)
+    found = convert(png(rows), tmp_path)
+    assert found.unknown == {"#ffdc00": 20}
+    assert found.edges == 0
+
+
 def test_a_color_can_be_mapped(ids, tmp_path):
     found = convert(png(colors_of(ids)), tmp_path, mapping=["#0000C8=other"])
     assert (found.ids[ids == 1] == 2).all()

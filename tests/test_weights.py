@@ -270,7 +270,7 @@ def test_without_a_profile_the_settings_decide(folder, file):
     assert weights.load_encoder_weights().pretrained
 
 
-def test_without_a_network_a_banner_says_random(folder, capsys):
+def test_without_a_network_a_banner_says_random(folder, no_proxy, capsys):
     found = weights.load_encoder_weights(CPU)
     out, err = capsys.readouterr()
     assert (found.state_dict, found.pretrained) == (None, False)

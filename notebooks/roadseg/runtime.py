@@ -113,13 +113,15 @@ class Settings:
     progress: bool = True
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
-        """Read the settings from environment variables; empty ones don't count.
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read the settings from variables, or the environment; empty ones don't count.
 
         Raises:
             SettingsError: If ``ROADSEG_PROFILE`` or ``ROADSEG_DEVICE`` has a value
                 that can't be used.
         """
+
+        environ = os.environ if environ is None else environ
 
         def path(name: str) -> Path | None:
             value = environ.get(f"ROADSEG_{name}")
