@@ -210,6 +210,10 @@ class _Operators(TorchDispatchMode):
                 "Cannot re-initialize CUDA in forked subprocess. To use CUDA with "
                 "multiprocessing, you must use the 'spawn' start method"
             )
+        if gpu.capability < (7, 0):
+            raise RuntimeError(
+                "CUDA error: no kernel image is available for execution on the device"
+            )
         if func in CROSSING or gpu.moving:
             made = func(*args, **kwargs)
             if func is aten._to_copy.default:
@@ -290,7 +294,8 @@ class SimulatedCuda:
     """A simulated GPU; see `simulated`.
 
     Args:
-        capability: Of CUDA: (7, 5) is a T4, which has no bf16; (8, 0) an A100.
+        capability: Of CUDA: (7, 5) is a T4, which has no bf16; (8, 0) an A100. PyTorch
+            has no kernels for a P100, which is (6, 0).
         tf32: Whether convolutions round float32, as GPUs from (8, 0) on do.
         noise: Rounding errors (in units of the last bit) by which what `noisy`
             operators return differs from run to run.
@@ -466,6 +471,7 @@ def simulated(gpu: SimulatedCuda | None = None) -> Iterator[SimulatedCuda]:
         "synchronize": gpu.synchronize,
         "get_device_name": lambda *a, **k: "Simulated GPU",
         "get_device_capability": lambda *a, **k: gpu.capability,
+        "get_arch_list": lambda: ["sm_70", "sm_75", "sm_80", "sm_90", "compute_120"],
         "get_device_properties": gpu.properties,
         "mem_get_info": lambda *a, **k: (14 * 2**30, 15 * 2**30),
         "memory_allocated": lambda *a, **k: 2**20,

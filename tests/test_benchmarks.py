@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision import tv_tensors
 
-from roadseg import recipes, runtime, synthetic, unet
+from roadseg import runtime, synthetic, unet
 from roadseg.classes import CAMVID, RoadsegError
 from roadseg.recipes import Phase, Recipe
 from roadseg.scenes import RoadScenes, write_scenes
@@ -209,12 +209,8 @@ def test_the_study_runs_and_continues(tmp_path, monkeypatch, capfd):
 def test_the_original_splits_vgg16_where_vgg13_has_its_poolings():
     encoder = EncoderWeights(unet.vgg16_bn_features().state_dict(), "test", True)
     model = run.original_network(encoder, 12).eval()
-    lengths = [len(stage) for stage in model.encoder]
-    assert lengths == [6, 7, 7, 7, 7]
-    kinds = [
-        [type(layer) is nn.MaxPool2d for layer in stage] for stage in model.encoder
-    ]
-    assert kinds[4][-1]  # the fifth skip comes after a pooling
+    assert [len(stage) for stage in model.encoder] == [6, 7, 7, 7, 7]
+    assert type(model.encoder[4][-1]) is nn.MaxPool2d  # the skip comes after a pooling
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 12, 64, 64)
 
 
@@ -254,18 +250,18 @@ def test_every_method_trains_for_a_budget(name, data, monkeypatch):
     assert row["precision"] == "fp32"
 
 
-@pytest.mark.parametrize(("budget", "epochs"), [(10, [1]), (40, [2, 1]), (80, [4, 2])])
+@pytest.mark.parametrize(
+    ("budget", "epochs"), [(5, None), (10, [1]), (40, [2, 1]), (80, [4, 2])]
+)
 def test_epochs_are_planned_for_a_budget(budget, epochs):
     recipe = Recipe("x", (Phase(6, 32, 32), Phase(3, 64, 64)), None)
-    planned = run.plan_epochs(recipe, [9.0, 18.0], budget)
-    assert [p.epochs for p in planned.phases] == epochs
-    cost = sum(p.epochs * (9 if p.height == 32 else 18) for p in planned.phases)
-    assert cost <= budget
-
-
-def test_a_budget_below_one_epoch_is_refused():
-    with pytest.raises(RoadsegError, match="not one epoch fits into 5 s"):
-        run.plan_epochs(recipes.RECIPES["cpu"], [9.0, 18.0], 5)
+    if epochs is None:
+        with pytest.raises(RoadsegError, match="not one epoch fits into 5 s"):
+            run.plan_epochs(recipe, [9.0, 18.0], budget)
+        return
+    planned = run.plan_epochs(recipe, [9.0, 18.0], budget).phases
+    assert [p.epochs for p in planned] == epochs
+    assert sum(p.epochs * (9 if p.height == 32 else 18) for p in planned) <= budget
 
 
 def test_the_best_rate_is_used_for_further_trainings(tmp_path):
@@ -273,32 +269,12 @@ def test_the_best_rate_is_used_for_further_trainings(tmp_path):
     for rate, miou in (("0.0001", 0.3), ("0.0003", 0.5), ("0.001", 0.4)):
         first = {"method": "smp", "budget": 600, "seed": 0, "rate": rate, "miou": miou}
         common.append_row(path, first)
-    jobs = list(run.plan_scores(["smp", "ours"], path, quick=False))
+    jobs = list(run.plan(["smp", "ours"], path, quick=False))
     rates = [j["rate"] for j in jobs if j["method"] == "smp"]
     assert rates == [*run.RATES, "0.0003", "0.0003", "0.0003"]
     assert [(j["budget"], j["seed"]) for j in jobs if j["method"] == "ours"] == [
         *((600, 0), (600, 1), (600, 2), (900, 0))
     ]
-
-
-@pytest.mark.parametrize("name", ["original", "ours"])
-def test_operations_of_the_real_networks(name):
-    gflop = run.training_gflop(run.METHODS[name], RANDOM_INIT, 12, (224, 224))
-    assert gflop == pytest.approx(135.34, abs=0.01)
-    assert run.training_gflop(run.METHODS[name], RANDOM_INIT, 12, (32, 32)) > 0
-
-
-def test_throughput_is_related_to_the_peak(data, monkeypatch):
-    method = ablate.replace(
-        run.METHODS["ours"], network=lambda encoder, num_classes: Tiny(num_classes)
-    )
-    monkeypatch.setattr(run, "METHODS", {"ours": method})
-    row = run.throughput({"method": "ours", "repeat": "0"}, data, quick=True)
-    # forward 2 (27 * 8 + 8 * 12) per pixel, backward twice that, without the input's
-    flop = 32 * 32 * (3 * 2 * (27 * 8 + 8 * 12) - 2 * 27 * 8)
-    assert row["gflop_per_training_image"] == round(flop / 1e9, 2)
-    assert row["train_images_per_s"] > 0
-    assert row["predict_images_per_s"] > 0
 
 
 # --- tables -------------------------------------------------------------------
@@ -308,24 +284,23 @@ def test_tables_hold_means_and_each_seed(tmp_path):
     for seed, miou in ((1, 0.5), (0, 0.4)):
         for rate, less in (("0.001", 0.1), ("0.0003", 0)):
             row = {"method": "smp", "budget": 600, "seed": seed, "rate": rate}
-            row |= {"acc": 0.9, "miou": miou - less, "seconds": 590} | CONDITIONS
-            common.append_row(tmp_path / "scores.csv", row)
+            row |= {"acc": 0.9, "miou": miou - less, "images": 99, "seconds": 590}
+            common.append_row(tmp_path / "scores.csv", row | CONDITIONS)
     readme = tmp_path / "README.md"
-    readme.write_text(
-        "a\n<!-- scores -->\nold\n<!-- end -->\nb\n<!-- throughput -->\n<!-- end -->\n"
-        "<!-- ablation -->\n<!-- end -->\nc\n"
+    old = (
+        "a\n<!-- scores -->\nold\n<!-- end -->\nb\n<!-- ablation -->\n<!-- end -->\nc\n"
     )
+    readme.write_text(old)
     for _ in range(2):  # the second time nothing changes
         table.main(["--results", str(tmp_path), "--readme", str(readme)])
         text = readme.read_text()
-        assert (
-            "| 600 | smp | 0.0003 | 0.900 (0.900, 0.900) | 0.450 (0.400, 0.500)" in text
-        )
+        means = "0.900 (0.900, 0.900) | 0.450 (0.400, 0.500) | 99 (99, 99)"
+        assert f"| 600 | smp | 0.0003 | {means}" in text
         assert "| 0.001 |" not in text  # not the chosen rate
         assert "old" not in text
         assert text.startswith("a\n")
         assert text.endswith("\nc\n")
-        assert text.count("Not measured yet.") == 2
+        assert text.count("Not measured yet.") == 1
 
 
 def test_the_readme_is_current(tmp_path):

@@ -1,16 +1,9 @@
 """The site: how chapters are prepared, what was built, and how a browser shows it."""
 
-import contextlib
-import functools
-import http.server
-import importlib.util
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
-import threading
 import time
 import tomllib
 from html.parser import HTMLParser
@@ -22,32 +15,29 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import build_book
+from browsing import WIDTHS, looks, packages, press, serious, show, stand_in, until
+
+pytest_plugins = ("browsing",)
 
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB = "https://github.com/OWNER/NAME/blob/main/notebooks"
-
-
-def unavailable(reason):
-    """Skip, but not where the checks count: there nothing may be left out."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason} (under CI=true this is a failure)")
-    pytest.skip(reason)
+FIRST = "01_transposed_convolution.ipynb"
 
 
 # Preparing ----------------------------------------------------------------------
 
 
-def test_links_between_chapters_stay_on_the_site():
-    here, gone = "01_transposed_convolution.ipynb", "99_gone.ipynb"
-    text = f"[one]({GITHUB}/{here}#setup) [other]({GITHUB}/{gone})"
-    linked = build_book.link_chapters(text)
-    assert linked == f"[one]({here}#setup) [other]({GITHUB}/{gone})"
-
-
-def test_the_colab_link_stays_outside():
-    text = "https://colab.research.google.com/github/O/N/blob/main/notebooks/"
-    text += "01_transposed_convolution.ipynb"
-    assert build_book.link_chapters(text) == text
+@pytest.mark.parametrize(
+    ("text", "linked"),
+    [
+        (f"[a]({GITHUB}/{FIRST}#b)", f"[a]({FIRST}#b)"),
+        (f"[a]({GITHUB}/99_gone.ipynb)", None),
+        (f"https://colab.research.google.com/github/O/N/blob/main/{FIRST}", None),
+    ],
+)
+def test_links_between_chapters_stay_on_the_site(text, linked):
+    """But not links to Colab, or to a chapter that isn't there."""
+    assert build_book.link_chapters(text) == (linked or text)
 
 
 @pytest.mark.parametrize(
@@ -108,25 +98,31 @@ def test_references_are_those_of_the_chapters(tmp_path, monkeypatch):
 
 
 def test_without_npm_one_sentence_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_book, "CACHE", tmp_path)
+    monkeypatch.setattr(build_book, "NPM", tmp_path / "npm")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(build_book.BookError, match=r"install Node\.js"):
-        build_book.fetch(build_book.MATHJAX)
+        build_book.fetch()
 
 
-def test_without_a_network_one_sentence_says_what_to_do(tmp_path, monkeypatch):
-    def fail(command, **options):
-        said = "npm warn old\nnpm error code ENOTFOUND\nnpm error A log is in /x\n"
-        return subprocess.CompletedProcess(command, 1, "", said)
+def test_packages_are_installed_once_and_never_half(tmp_path, monkeypatch):
+    commands, answers = [], [1, 0]
+    said = "npm warn old\nnpm error code ENOTFOUND\nnpm error A log is in /x\n"
 
-    monkeypatch.setattr(build_book, "CACHE", tmp_path)
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, answers.pop(0), "", said)
+
+    monkeypatch.setattr(build_book, "NPM", tmp_path / "npm")
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/npm")
-    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(
-        build_book.BookError, match=r"could not download mathjax 3\S+ \(ENOTFOUND\): "
+        build_book.BookError, match=r"could not download.*\(ENOTFOUND\)"
     ):
-        build_book.fetch(build_book.MATHJAX)
-    assert list(tmp_path.iterdir()) == []
+        build_book.fetch()
+    for _ in range(2):
+        assert build_book.fetch() == tmp_path / "npm" / "node_modules"
+    assert len(commands) == 2
+    assert all(c[1:3] == ["ci", "--ignore-scripts"] for c in commands)
 
 
 def test_no_chapters_is_an_error_that_names_the_folder(tmp_path, monkeypatch):
@@ -154,7 +150,7 @@ def test_a_problem_that_sphinx_reports_keeps_the_old_site(tmp_path, monkeypatch)
     (tmp_path / "out" / "old.html").touch()
 
     with pytest.raises(build_book.BookError, match=r"running\.md.*nowhere\.md"):
-        build_book.build(tmp_path / "out", stand_in(tmp_path / "mathjax"))
+        build_book.build(tmp_path / "out", stand_in(tmp_path / "npm"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["old.html"]
 
 
@@ -165,37 +161,6 @@ def test_a_problem_that_sphinx_reports_keeps_the_old_site(tmp_path, monkeypatch)
 def chapters():
     """The paths of the chapters."""
     return build_book.chapters()
-
-
-def stand_in(folder):
-    """A folder that stands in for the one with MathJax."""
-    folder.mkdir()
-    (folder / "tex-svg-full.js").write_text("// stands in", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    """The site, from the chapters as they are; MathJax only if it was fetched."""
-    for package in ("sphinx", "myst_nb", "sphinx_book_theme"):
-        if not importlib.util.find_spec(package):
-            unavailable(f"no {package}: pip install -r book/requirements.txt")
-    folder = tmp_path_factory.mktemp("book")
-    try:
-        mathjax = fetched(build_book.MATHJAX)
-    except FileNotFoundError:
-        mathjax = stand_in(folder / "mathjax")
-    build_book.build(folder / "site", mathjax)
-    return folder / "site"
-
-
-def fetched(package):
-    """The folder of a package from npm that was fetched before; tests fetch nothing."""
-    name, version, files = package
-    folder = build_book.CACHE / f"{name}-{version}"
-    if not all((folder / Path(file).name).exists() for file in files):
-        raise FileNotFoundError(folder)
-    return folder
 
 
 class Page(HTMLParser):
@@ -304,39 +269,38 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_elsewhere(site):
         ('<link rel="stylesheet" href="//cdn.org/x.css">', "from elsewhere"),
         ('<img alt="a" src="a.png">', "there is no a.png"),
         ('<img src="data:image/png;base64,AA">', "no text alternative"),
+        ("@font-face { src: url('https://fonts.org/a.woff2') }", "from elsewhere"),
     ],
 )
 def test_the_check_of_links_sees(line, fault, tmp_path):
+    if line.startswith("@"):
+        (tmp_path / "a.css").write_text(line, "utf-8")
+        line = ""
     (tmp_path / "a.html").write_text(f'<p id="a">{line}<a href="#a">', "utf-8")
     (found,) = faults(tmp_path)
     assert fault in found
 
 
-def test_the_check_of_styles_sees_fonts_from_elsewhere(tmp_path):
-    text = "@font-face { src: url('https://fonts.org/a.woff2') }"
-    (tmp_path / "a.css").write_text(text, "utf-8")
-    assert len(faults(tmp_path)) == 1
-
-
 def test_each_chapter_can_be_opened_downloaded_and_left(site, chapters):
-    urls = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
-        "urls"
-    ]
-    where = urls["Repository"].removeprefix("https://github.com/")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    where = project["urls"]["Repository"].removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{where}/blob/main/notebooks"
+    start = (site / "index.html").read_text("utf-8")
     for path in chapters:
-        page = Page(site / path.with_suffix(".html").name)
-        colab = "https://colab.research.google.com/github/"
-        assert f"{colab}{where}/blob/main/notebooks/{path.name}" in page.links
-        (copy,) = {
-            x for x in page.links if x.endswith(f"/{path.name}") and ":" not in x
-        }
-        assert (site / copy).read_bytes() == path.read_bytes()
-        text = (site / path.with_suffix(".html").name).read_text("utf-8")
+        name = path.with_suffix(".html").name
+        page, text = Page(site / name), (site / name).read_text("utf-8")
+        assert f'href="{name}"' in start
+        assert f"{colab}/{path.name}" in page.links
+        links = [x for x in dict.fromkeys(page.links) if x.endswith(f"/{path.name}")]
+        own, students = (site / x for x in links if ":" not in x)
+        assert own.read_bytes() == path.read_bytes()
+        assert "# Your solution" in students.read_text("utf-8")
+        assert '"solution"' not in students.read_text("utf-8")
         assert "left-prev" in text
         assert "right-next" in text
 
 
-def test_figures_carry_the_alt_texts_of_the_notebooks(site, chapters):
+def test_figures_have_alt_texts_and_solutions_are_folded(site, chapters):
     for path in chapters:
         cells = nbformat.read(path, as_version=4).cells
         data = [o.get("data", {}) for c in cells for o in c.get("outputs", [])]
@@ -345,18 +309,12 @@ def test_figures_carry_the_alt_texts_of_the_notebooks(site, chapters):
             for d in data
             if any(kind.startswith("image/") for kind in d)
         ]
-        page = Page(site / path.with_suffix(".html").name)
+        page = site / path.with_suffix(".html").name
         # an animation's image has no source before its script runs
-        shown = [alt for x, alt in page.pictures if x and not x.endswith(".svg")]
-        assert shown == stored
-
-
-def test_solutions_are_folded(site, chapters):
-    for path in chapters:
-        cells = nbformat.read(path, as_version=4).cells
+        pictures = Page(page).pictures
+        assert [alt for x, alt in pictures if x and not x.endswith(".svg")] == stored
         count = sum("solution" in c.metadata.get("tags", []) for c in cells)
-        text = (site / path.with_suffix(".html").name).read_text("utf-8")
-        assert text.count("Show the solution") == count
+        assert page.read_text("utf-8").count("Show the solution") == count
 
 
 def test_pages_have_an_author_and_buttons_to_edit_and_to_report(site):
@@ -372,19 +330,13 @@ def test_pages_have_an_author_and_buttons_to_edit_and_to_report(site):
     assert "/edit/main/" not in (site / "api" / "classes.html").read_text("utf-8")
 
 
-def test_other_projects_can_link_to_the_site(site):
-    assert (site / "objects.inv").stat().st_size > 1000
-
-
-def test_the_start_page_shows_all_chapters(site, chapters):
-    text = (site / "index.html").read_text("utf-8")
-    for path in chapters:
-        assert f'href="{path.with_suffix(".html").name}"' in text
-
-
 def test_the_package_is_described(site):
     modules = {p.stem for p in build_book.PACKAGE.glob("*.py")} - {"__init__"}
     assert {p.stem for p in (site / "api").iterdir()} == modules - {"__main__"}
+    assert (site / "objects.inv").stat().st_size > 1000  # for links from elsewhere
+    settings = (site / "api" / "runtime.html").read_text("utf-8")
+    assert "from_env" in settings
+    assert os.environ["PATH"] not in settings  # a default, but of this machine
     text = (site / "api" / "unet.html").read_text("utf-8")
     assert 'id="roadseg.unet.UNet"' in text
     assert "Returns" in text
@@ -400,123 +352,17 @@ def test_no_command_builds_into_a_folder_that_git_keeps():
 
 # In a browser -------------------------------------------------------------------
 
-CHROMIUM = ("google-chrome", "chromium", "chromium-browser")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--no-proxy-server",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-)
-WIDTHS = (1280, 390)
-PATIENCE = 240
-"""Seconds that a page may take where other work has the machine."""
-
-
-@pytest.fixture(scope="session")
-def address(site):
-    """The site, served to this machine alone."""
-    handler = functools.partial(
-        type(
-            "Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": _nothing}
-        ),
-        directory=str(site),
-    )
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def _nothing(*_):
-    pass
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """Chromium without a window and without a network."""
-    if not importlib.util.find_spec("selenium"):
-        unavailable("no selenium: pip install -r tests/requirements.txt")
-    from selenium import webdriver
-
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    driver = shutil.which("chromedriver")  # on GitHub's machines a variable tells
-    driver = driver or shutil.which("chromedriver", path=os.getenv("CHROMEWEBDRIVER"))
-    on_path_only = sys.platform not in ("darwin", "win32")  # there the driver knows
-    if not driver or (on_path_only and not found):
-        unavailable("no Chromium with its driver: apt install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = found or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability(
-        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
-    )
-    service = webdriver.ChromeService(executable_path=driver)
-    chromium = webdriver.Chrome(options=options, service=service)
-    chromium.command_executor.client_config.timeout = PATIENCE + 60
-    chromium.set_page_load_timeout(PATIENCE)
-    chromium.set_script_timeout(PATIENCE)
-    yield chromium
-    chromium.quit()
-
-
-def show(browser, url, width):
-    """Open a page at a width, wait for its formulas, return what went wrong."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1}
-    metrics["mobile"] = width < 500
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-    browser.get(url)
-    browser.execute_async_script(
-        "const done = arguments[0];"
-        "const ready = window.MathJax?.startup?.promise ?? Promise.resolve();"
-        "ready.then(() => setTimeout(() => done(true), 50), () => done(false));"
-    )
-    wrong = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
-    for entry in browser.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.loadingFailed":
-            wrong.append(f"failed request: {message['params']}")
-    return wrong
-
-
-LOOK = """
-const wide = document.documentElement.scrollWidth - window.innerWidth;
-const silent = [...document.images].filter(i => !i.alt.trim() || !i.naturalWidth);
-const math = [...document.querySelectorAll('.math')];
-const plain = math.filter(m => !m.querySelector('mjx-container svg'));
-const broken = [...document.querySelectorAll('mjx-container [data-mml-node="merror"]')];
-return {wide: wide > 1 ? wide : 0, silent: silent.map(i => i.src),
-        plain: plain.map(m => m.textContent.slice(0, 80)), broken: broken.length};
-"""
-
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_page_is_whole_in_a_browser(site, address, browser, width):
-    if not _has(build_book.MATHJAX):
-        unavailable("MathJax is not fetched: python scripts/build_book.py --fetch")
+    packages("MathJax")
     found = {}
     for name in sorted(pages(site)):
-        wrong = show(browser, f"{address}/{name}", width)
-        looks = browser.execute_script(LOOK)
-        problems = wrong + [f"{k}: {v}" for k, v in looks.items() if v]
+        problems = show(browser, f"{address}/{name}", width)
+        problems += [f"{kind}: {value}" for kind, value in looks(browser).items()]
         if problems:
             found[name] = problems
     assert found == {}
-
-
-def _has(package):
-    with contextlib.suppress(FileNotFoundError):
-        return fetched(package)
-    return None
 
 
 def test_the_look_at_pages_sees_what_is_wrong(site, address, browser):
@@ -531,10 +377,10 @@ def test_the_look_at_pages_sees_what_is_wrong(site, address, browser):
     wrong = show(browser, f"{address}/_static/bad.html", 1280)
     assert any('"wrong"' in message for message in wrong)
     assert any("failed request" in message for message in wrong)
-    looks = browser.execute_script(LOOK)
-    assert looks["wide"] > 700
-    assert len(looks["silent"]) == 1
-    assert len(looks["plain"]) == 1
+    found = looks(browser)
+    assert found["wide"] > 700
+    assert len(found["silent"]) == 1
+    assert len(found["plain"]) == 1
 
 
 def test_search_finds_a_word_of_a_chapter(address, browser):
@@ -547,22 +393,6 @@ def test_search_finds_a_word_of_a_chapter(address, browser):
         "else setTimeout(look, 100); }; look();"
     )
     assert any("02_vgg16_bn_unet.html" in link for link in links)
-
-
-def until(found, seconds=20):
-    """Ask again and again until there is an answer; return it."""
-    end = time.monotonic() + seconds
-    while not (answer := found()) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert answer
-    return answer
-
-
-def press(browser, *keys):
-    """Press keys where the focus is."""
-    from selenium.webdriver import ActionChains
-
-    ActionChains(browser).send_keys(*keys).perform()
 
 
 @pytest.fixture
@@ -656,39 +486,13 @@ KINDS += ["glossary.html", "api/unet.html"]
 
 
 @pytest.mark.parametrize(
-    ("theme", "names"),
-    [
-        ("light", KINDS),
-        ("dark", KINDS),
-        pytest.param("light", None, marks=pytest.mark.slow),
-        pytest.param("dark", None, marks=pytest.mark.slow),
-    ],
-    ids=["light", "dark", "light-all", "dark-all"],
+    "names", [KINDS, pytest.param(None, marks=pytest.mark.slow)], ids=["kinds", "all"]
 )
+@pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_no_serious_fault(site, address, browser, theme, names):
-    folder = _has(build_book.AXE)
-    if folder is None:
-        unavailable("axe-core is not fetched: python scripts/build_book.py --fetch")
-    axe = (folder / "axe.min.js").read_text(encoding="utf-8")
-    prefers = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", prefers)
     found = {}
     for name in names or sorted(pages(site)):
-        show(browser, f"{address}/{name}", 1280)
-        shown = browser.execute_script("return document.documentElement.dataset.theme")
-        assert shown == theme
-        browser.execute_script(axe)
-        violations = browser.execute_async_script(
-            "const done = arguments[0];"
-            "axe.run(document, {resultTypes: ['violations']}).then("
-            "r => done(r.violations), e => done([{id: String(e), impact: 'critical',"
-            " nodes: []}]));"
-        )
-        serious = {
-            v["id"]: [node["html"][:150] for node in v["nodes"][:3]]
-            for v in violations
-            if v["impact"] in ("serious", "critical")
-        }
-        if serious:
-            found[name] = serious
+        show(browser, f"{address}/{name}", 1280, theme)
+        if faults_found := serious(browser, theme):
+            found[name] = faults_found
     assert found == {}

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import time
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ def views():
     cells = chapter.code_cells("01_transposed_convolution.ipynb")
     imports = (
         "import itertools\nfrom functools import partial\n"
-        "import torch\nimport torch.nn.functional as F"
+        "import torch\nimport torch.nn.functional as F\nfrom roadseg import plots\n"
+        "def draw(*_, **__): pass"
     )
     keys = (
         "def insert_zeros(",
@@ -141,6 +143,68 @@ def test_both_views_of_the_animation_agree_with_pytorch():
     stamped, slid = animated(unflipped)
     assert torch.equal(stamped, expected)
     assert not torch.equal(slid, expected)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    names = ("google-chrome", "chromium", "chromium-browser")
+    binary = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("there is no Chromium with its driver to click in the animation")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def animation(chromium, tmp_path):
+    """Ask JavaScript with the animation's ``root`` in scope."""
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8>{explorer.two_views()}")
+    chromium.get(page.as_uri())
+    root = "const root = document.querySelector('.tconv-views').shadowRoot;"
+    return lambda script: chromium.execute_script(root + script)
+
+
+def step(animation):
+    return int(animation("return root.querySelector('input').value"))
+
+
+def click(animation, button):
+    animation(f'root.querySelector("[{button}]").click()')
+
+
+def test_the_animation_is_stepped_and_played(animation):
+    assert step(animation) == 12
+    click(animation, "data-by='1'")
+    assert step(animation) == 13
+    assert "row 3, column 4" in animation("return root.querySelector('p').textContent")
+    click(animation, "data-by='-1'")
+    click(animation, "data-by='-1'")
+    assert step(animation) == 11
+    click(animation, "data-play")
+    until = time.monotonic() + 20
+    while step(animation) < 13:
+        assert time.monotonic() < until, "it does not play"
+        time.sleep(0.1)
+    click(animation, "data-play")
+    paused = step(animation)
+    time.sleep(1.2)
+    assert step(animation) == paused
+
+
+def test_the_animation_follows_the_theme_of_its_page(animation):
+    paper = "return getComputedStyle(root.querySelector('.card')).backgroundColor"
+    assert animation(paper) == "rgb(255, 255, 255)"
+    animation("document.documentElement.dataset.theme = 'dark'")
+    time.sleep(0.2)
+    assert animation(paper) == "rgb(22, 27, 34)"
 
 
 def test_without_scripts_the_animation_shows_a_step_that_is_right():

@@ -10,15 +10,19 @@ CELLS = chapter.code_cells("02_vgg16_bn_unet.ipynb")
 MUTATIONS = [
     ("dense.weight[:, order]", "dense.weight"),
     ("dense.weight[:, :, None", "dense.weight.flip(0)[:, :, None"),
-    ("*find_pools(features), len", "6, 13, 20, 27, 34, len"),
-    ("*find_pools(features), len", "*(p + 1 for p in find_pools(features)), len"),
+    ("logits[:, :VOID].argmax(dim=1)  # (1", "logits.argmax(dim=0)  # (1"),
+    ("cut_at(features, pools)\nlater", "cut_at(features, [6, 13, 20, 27, 34])\nlater"),
+    (
+        "cut_at(features, pools)\nlater",
+        "cut_at(features, [p + 1 for p in pools])\nlater",
+    ),
     ("field += 2 * jump", "field += 3 * jump"),
     ("field + jump, 2 * jump", "field + jump, jump"),
     ("F.avg_pool2d(x, 2)", "F.avg_pool2d(x, 3, stride=2)"),
-    ("        nn.BatchNorm2d(out_channels),\n", ""),
     ("kernel_size=3, padding=1),\n        nn.B", "kernel_size=3),\n        nn.B"),
     ("out_channels, 2, stride=2)", "out_channels, 3, stride=2)"),
-    ("dim=1)\nassert both.shape", "dim=2)\nassert both.shape"),
+    ("dim=1)\nassert both.shape == (2, 1024", "dim=2)\nassert both.shape == (2, 1024"),
+    ("torch.cat([u4, e4], dim=1)", "torch.cat([u4, u4], dim=1)"),
     ("head = nn.Conv2d(32, 21", "head = nn.Conv2d(32, 12"),
     ("cat([up(x), skip], dim=1))  # d5", "cat([skip, up(x)], dim=1))  # d5"),
     ("self.encoder = nn.ModuleList(stages)", "self.encoder = stages"),
@@ -30,22 +34,11 @@ MUTATIONS = [
         "ours.load_state_dict(theirs.state_dict())",
         "ours = UNet(unet.vgg16_bn_features()).eval()",
     ),
-    ("storages = [", "storages = [0, 0] + ["),
-    ("values()) for name in names) // 2", "values()) for name in names)"),
-    ("weigh = sum(", "weigh = 2 * sum("),
-    ("/ 255 - mean) / std", "/ 255 - std) / mean"),
-    (
-        "cat([up(x), skip], dim=1))\n    return model",
-        "cat([skip, up(x)], dim=1))\n    return model",
-    ),
+    ("output.numel() * layer.weight[0].numel()", "output.numel() * layer.in_channels"),
+    ("row[0] += count(layer)", "row[0] += 2 * count(layer)"),
     ("with_cuts([6, 13, 20, 27, 34])", "with_cuts(pools)"),
     ('"MaxPool2d" in kinds[1:]', '"MaxPool2d" in kinds'),
-    ("return 9 * i * o + 3 * o", "return 9 * i * o + o"),
-    ("return 4 * i * o + o", "return 9 * i * o + o"),
-    (
-        "out_channels, kernel_size=1),\n        nn.ReLU",
-        "out_channels, kernel_size=3, padding=1),\n        nn.ReLU",
-    ),
+    ("4 * i * o + o + 9 *", "4 * i * o + 9 *"),
     ("cuts = [6, 13, third, 33, 43]", "cuts = pools"),
 ]
 
@@ -59,3 +52,19 @@ def states(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize(("right", "wrong"), MUTATIONS)
 def test_a_check_cell_notices(states, right, wrong):
     chapter.assert_noticed(CELLS, states, right, wrong)
+
+
+def test_without_the_trained_network_the_chapter_says_so(
+    tmp_path_factory, monkeypatch, capsys
+):
+    """The cell that loads the networks runs, and explains what will look different."""
+    from roadseg import runtime, weights
+
+    monkeypatch.setattr(weights, "PRETRAINED", weights.PRETRAINED / "missing")
+    runtime.configure(
+        profile="quick", device="cpu", data_dir=tmp_path_factory.mktemp("data")
+    )
+    load = CELLS.index(chapter.cell_with(CELLS, "except WeightsError"))
+    names = chapter.run(CELLS[: load + 1])
+    assert names["saved"] is None
+    assert "no trained network" in capsys.readouterr().out

@@ -37,7 +37,6 @@ def between(first: str, last: str) -> list[str]:
 
 SETUP = between("import contextlib", "plots.use_style()")
 DATA = [
-    chapter.cell_with(CELLS, "train, test = dataset1.load()"),
     chapter.cell_with(CELLS, "start = unet.UNet("),
 ]
 BY_HAND = SETUP + between("logits = torch.tensor(", "w = weight[mask")
@@ -46,7 +45,7 @@ FIT = [
     *SETUP,
     *DATA,
     chapter.cell_with(CELLS, "resize = recipes."),
-    *between("rest, held =", "def losses_of"),
+    *between("evenly = torch", "def losses_of"),
 ]
 RESUME = FIT + between("resume_recipe =", "tensors of the two networks agree")
 
@@ -124,6 +123,8 @@ def test_the_readers_loop_trains_to_the_same_losses():
     [
         ("        scheduler.step()\n        losses.append(loss.detach())",
          "        losses.append(loss.detach())"),
+        ("        optimizer.step()\n        optimizer.zero_grad()\n        scheduler",
+         "        optimizer.step()\n        scheduler"),
         ("x = normalize(images.to(device))", "x = images.to(device) / 255"),
     ],
 )  # fmt: skip
@@ -159,3 +160,10 @@ def test_the_solutions_check_themselves(right, wrong):
     cells += between("flat = torch.zeros(1, 12, 4, 4)", "def gradient(net")
     chapter.run(cells)
     assert_caught(cells, right, wrong)
+
+
+def test_a_slip_in_early_stopping_is_caught():
+    curve = "curve = [{'val_miou': x} for x in (0.1, 0.2, 0.15)]"
+    cells = [curve, chapter.cell_with(CELLS, "def stop_epoch")]
+    assert chapter.run(cells)["stop"] == 3
+    assert_caught(cells, ">= patience", "> patience")

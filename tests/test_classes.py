@@ -186,7 +186,7 @@ def test_colorize_takes_the_label_set():
 
 @pytest.mark.parametrize("label", [-1, 12, 255, 256, 2**31])
 def test_colorize_refuses_ids_that_are_no_class(label):
-    with pytest.raises(LabelError, match=f"holds {label}, but .* the ids 0 to 11$"):
+    with pytest.raises(LabelError, match=f"holds {label}, but .* has ids 0 to 11$"):
         colorize(np.array([[0, label]]))
     with pytest.raises(LabelError, match="0 to 2, and 255 for ignored pixels"):
         colorize(np.array([[0, 3]]), MINE)

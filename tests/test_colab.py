@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = notebooks.chapters()
-ADDED = ["accelerate", "safetensors"]
+OPTIONAL = {"accelerate", "safetensors", "scipy", "torch_snippets", "av", "sklearn"}
+OPTIONAL |= {"onnx", "onnxscript", "onnxruntime"}
+NEVER = {"torch", "torchvision", "numpy", "ipykernel", "ipywidgets"}
+"""What a running kernel has loaded, or what its page depends on."""
 
 PIP = """
 import json, os, sys
@@ -55,6 +59,7 @@ print(json.dumps({
     "changed": (os.getcwd(), list(sys.path)) != before,
     "here": os.getcwd(),
     "roadseg": roadseg and roadseg.__file__,
+    "loaded": sorted(sys.modules),
 }))
 """
 
@@ -93,6 +98,7 @@ class Machine:
     """A folder that plays a machine: home, /content, and what a kernel sees."""
 
     def __init__(self, served, folder):
+        self.served = served
         self.content, self.home = folder / "content", folder / "home"
         self.site, self.log = folder / "site", folder / "pip.log"
         for path in (self.content, self.home, self.site / "google" / "colab"):
@@ -144,10 +150,16 @@ def first_cells(path):
     return sources[: last + 1]
 
 
-def setup_cell():
-    source = first_cells(CHAPTERS[0])[0]
+def setup_cell(path=CHAPTERS[0]):
+    source = first_cells(path)[0]
     assert "git" in source, "the first code cell fetches nothing"
     return source
+
+
+def wanted(path):
+    """The packages that a setup cell installs where they are missing."""
+    lists = re.findall(r"wanted \+?= (\[.*?\])", setup_cell(path), re.DOTALL)
+    return {name for text in lists for name in json.loads(text)}
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -157,19 +169,40 @@ def test_a_notebook_opened_alone_finds_the_course(path, colab):
     fetched = Path(said["here"]) / "roadseg" / "__init__.py"
     assert Path(said["roadseg"]) == fetched
     assert colab.pip_calls() == []  # all of it was there
+    # it wants what it has loaded, and what later cells use
+    loaded = OPTIONAL & set(said["loaded"])
+    assert loaded <= wanted(path)
+    text = path.read_text("utf-8").replace("wanted", "")
+    later = {name for name in wanted(path) - loaded if text.count(name) > 1}
+    later |= {name for name in wanted(path) if "onnx" in name and "export" in text}
+    assert wanted(path) == loaded | later
 
 
-def test_what_is_missing_is_installed_and_torch_is_held(colab):
-    colab.run([setup_cell()], absent=ADDED)
-    (call,) = colab.pip_calls()
-    names = [x for x in call if not x.startswith("-")][1:]
-    assert call[0] == "install"
-    assert sorted(x for x in names if "==" not in x) == ADDED
-    held = dict(x.split("==") for x in names if "==" in x)
-    assert set(held) == {"torch", "torchvision", "numpy"}
-    from importlib.metadata import version
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_what_is_missing_is_installed_and_torch_is_held(path, colab):
+    colab.run([setup_cell(path)], absent=wanted(path))
+    calls = colab.pip_calls()
+    assert len(calls) == bool(wanted(path))
+    for call in calls:
+        names = [x for x in call if not x.startswith("-")][1:]
+        assert call[0] == "install"
+        held = dict(x.split("==") for x in names if "==" in x)
+        assert {x for x in names if "==" not in x} == wanted(path)
+        assert not NEVER & wanted(path)
+        assert held == {name: version(name) for name in held}
+        assert set(held) == {"torch", "torchvision", "numpy"}
 
-    assert held == {name: version(name) for name in held}
+
+def test_the_course_can_be_pinned_to_a_release(colab):
+    """As it is for a release: its name in the setup cell in place of main."""
+    git = ["git", "-C", colab.served]
+    subprocess.run([*git, "tag", "v9.9"], check=True, env=_git_free())
+    pinned = setup_cell().replace('tag = "main"', 'tag = "v9.9"')
+    assert pinned != setup_cell()
+    colab.run([pinned])
+    course = ["git", "-C", colab.content / "course", "describe", "--tags"]
+    done = subprocess.run(course, capture_output=True, text=True, env=_git_free())
+    assert done.stdout.strip() == "v9.9"
 
 
 def test_a_restarted_kernel_takes_the_course_that_is_there(colab):
@@ -202,8 +235,3 @@ def test_without_the_repository_the_cell_fails_and_leaves_nothing(colab):
     with pytest.raises(AssertionError, match="CalledProcessError"):
         colab.run([setup_cell()])
     assert list(colab.content.iterdir()) == []
-
-
-def test_the_setup_cell_installs_nothing_that_colab_has():
-    asked = re.findall(r"[a-z_]+", setup_cell().partition("wanted")[2])
-    assert not {"opencv", "opencv_python", "matplotlib", "scipy"} & set(asked)

@@ -1,21 +1,18 @@
-"""roadseg.convert: masks of every coding, right and faulty."""
+"""roadseg.convert: masks of every coding, right and faulty, and COCO's outlines."""
 
-import io
+import json
+import sys
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
-from roadseg.classes import CAMVID, LabelSet
-from roadseg.convert import (
-    Codes,
-    SourceClass,
-    convert_mask,
-    labels_of_source,
-    read_source_classes,
-)
+from roadseg import convert
+from roadseg.classes import CAMVID, LabelSet, RoadsegError
+from roadseg.convert import Codes, SourceClass
 from roadseg.files import DatasetError
-from samples import png, png_4_bit
+from samples import SEEDS, SIDES, generated, png, png_4_bit, write_files
 
 SIZE = (24, 32)
 LABELS = LabelSet(
@@ -33,23 +30,19 @@ def ids():
     return mask
 
 
-def convert(data, folder, labels=LABELS, mapping=(), source=(), **options):
+def read(data, folder, labels=LABELS, mapping=(), source=(), **options):
     path = folder / "mask.png"
     path.write_bytes(data)
-    return convert_mask(path, Codes.build(labels, source, mapping), **options)
+    return convert.convert_mask(path, Codes(labels, source, mapping), **options)
 
 
 def colors_of(ids):
     return LABELS.palette()[ids]
 
 
-def with_palette(ids, order, fill=(9, 9, 9)):
-    """Return a palette mask whose indices are in another order than the ids."""
-    image = Image.fromarray(np.vectorize(order.get)(ids).astype(np.uint8))
-    entries = np.full((256, 3), fill, np.uint8)
-    for i, index in order.items():
-        entries[index] = LABELS.palette()[i]
-    image.putpalette(entries.ravel().tolist())
+def with_palette(ids, entries):
+    image = Image.fromarray(ids)
+    image.putpalette(np.resize(np.array(entries, np.uint8), (256, 3)).tobytes())
     return png(image)
 
 
@@ -69,11 +62,13 @@ def sixteen(ids):
         lambda ids: png(ids, "bmp"),
         lambda ids: png(ids, "tiff"),
         lambda ids: png(ids, "gif"),
+        lambda ids: with_palette(ids, [(i, i, i) for i in range(256)]),
+        lambda ids: with_palette(ids, [(i, 255 - i, 7) for i in range(256)]),
     ],
-    ids=["8 bits", "16 bits", "three equal channels", "BMP", "TIFF", "GIF"],
+    ids=["8", "16", "3 channels", "BMP", "TIFF", "GIF", "gray palette", "odd palette"],
 )
 def test_ids(ids, tmp_path, write):
-    found = convert(write(ids), tmp_path)
+    found = read(write(ids), tmp_path)
     np.testing.assert_array_equal(found.ids, ids)
     assert found.ids.dtype == np.uint8
     assert found.coding == "ids"
@@ -82,116 +77,99 @@ def test_ids(ids, tmp_path, write):
 
 def test_ids_of_1_and_4_bits(tmp_path):
     small = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    found = convert(png_4_bit(small), tmp_path, CAMVID)
+    found = read(png_4_bit(small), tmp_path, CAMVID)
     np.testing.assert_array_equal(found.ids, small)
     one = Image.fromarray(small > 5)
-    np.testing.assert_array_equal(convert(png(one), tmp_path).ids, small > 5)
+    np.testing.assert_array_equal(read(png(one), tmp_path).ids, small > 5)
 
 
-def test_the_ignored_id_may_be_inside_the_classes(tmp_path):
-    found = convert(png(np.array([[0, 11, 255]], np.uint8)), tmp_path, CAMVID)
+def test_255_becomes_an_ignored_id_inside_the_classes(tmp_path):
+    found = read(png(np.array([[0, 11, 255]], np.uint8)), tmp_path, CAMVID)
     assert found.ids.tolist() == [[0, 11, 11]]
+    assert found.assumed == 1
 
 
-def test_unknown_ids_are_counted_and_ignored(ids, tmp_path):
+def test_unknown_ids_are_counted_and_ignored_unless_mapped(ids, tmp_path):
     faulty = ids.copy()
     faulty[0, 10:15], faulty[1, 10] = 77, 5
-    found = convert(png(faulty), tmp_path)
+    found = read(png(faulty), tmp_path)
     assert found.unknown == {"id 77": 5, "id 5": 1}
     assert found.left.sum() == 6
     assert (found.ids[found.left] == 255).all()
-    mapped = convert(png(faulty), tmp_path, mapping=["77=Car", "5=ignore"])
+    mapped = read(png(faulty), tmp_path, mapping=["77=Car", "5=ignore"])
     assert not mapped.unknown
     assert (mapped.ids[faulty == 77] == 1).all()
     assert mapped.ids[1, 10] == 255
 
 
-def test_source_classes_are_matched_by_name_and_mapped_by_name(tmp_path):
-    source = [
-        SourceClass("Vehicle", 7),
-        SourceClass("ROAD", 8),
-        SourceClass("Tree", 9, (1, 2, 3)),
-    ]
+def test_source_classes_are_matched_and_mapped_by_name(tmp_path):
+    tree = SourceClass("Tree", 9, (1, 2, 3))
+    source = [SourceClass("Vehicle", 7), SourceClass("ROAD", 8), tree]
     data = png(np.array([[7, 8, 9]], np.uint8))
-    found = convert(data, tmp_path, source=source)
+    found = read(data, tmp_path, source=source)
     assert found.unknown == {"id 7 (Vehicle)": 1, "id 9 (Tree)": 1}
-    found = convert(
-        data, tmp_path, source=source, mapping=["vehicle=car", "Tree=other"]
-    )
+    mapping = ["vehicle=car", "Tree=other"]
+    found = read(data, tmp_path, source=source, mapping=mapping)
     assert found.ids.tolist() == [[1, 0, 2]]
     # the numbers of the source count, not the positions in the new label set
-    assert convert(png(np.array([[0]], np.uint8)), tmp_path, source=source).unknown
+    assert read(png(np.array([[0]], np.uint8)), tmp_path, source=source).unknown
 
 
-@pytest.mark.parametrize("entry", ["car", "=car", "truck=car", "3=truck", "#12=car"])
-def test_a_mapping_that_is_wrong_is_refused(entry):
-    with pytest.raises(DatasetError, match=entry.partition("=")[0] or "FROM"):
-        Codes.build(LABELS, (), [entry])
+@pytest.mark.parametrize(
+    ("entry", "word"),
+    [
+        ("car", "FROM=TO"),
+        ("=car", "FROM=TO"),
+        ("truck=car", "'truck' is not a number"),
+        ("#12=car", "'#12' is not a number"),
+        ("3=truck", "no class 'truck'"),
+    ],
+)
+def test_a_mapping_that_is_wrong_is_refused(entry, word):
+    with pytest.raises(RoadsegError, match=word):
+        Codes(LABELS, (), [entry])
 
 
-# ---- Palettes ---------------------------------------------------------------------
+# ---- Palettes and colors ----------------------------------------------------------
 
 
 def test_a_palette_in_another_order_is_read_by_its_colors(ids, tmp_path):
-    data = with_palette(np.minimum(ids, 2), {0: 2, 1: 0, 2: 1})
-    found = convert(data, tmp_path)
+    order = np.array([2, 0, 1], np.uint8)
+    entries = np.zeros((256, 3), np.uint8)
+    entries[order] = LABELS.colors
+    found = read(with_palette(order[np.minimum(ids, 2)], entries), tmp_path)
     np.testing.assert_array_equal(found.ids, np.minimum(ids, 2))
     assert found.coding == "palette colors"
-    by_index = convert(data, tmp_path, palette="index")
-    assert by_index.ids[0, 20] == 1
-    assert by_index.coding == "ids"
-
-
-def test_other_colors_or_gray_levels_are_read_by_index(ids, tmp_path):
-    image = Image.fromarray(ids)
-    image.putpalette([x for i in range(256) for x in (i, 255 - i, 7)])
-    np.testing.assert_array_equal(convert(png(image), tmp_path).ids, ids)
-    forced = convert(png(image), tmp_path, palette="color")
-    assert forced.unknown
-    image.putpalette([x for i in range(256) for x in (i, i, i)])
-    np.testing.assert_array_equal(convert(png(image), tmp_path).ids, ids)
 
 
 def test_outlines_of_pascal_voc_are_ignored_whatever_their_color(ids, tmp_path):
-    image = Image.fromarray(ids)
     entries = np.zeros((256, 3), np.uint8)
     entries[:3], entries[255] = LABELS.colors, (224, 224, 192)
-    image.putpalette(entries.ravel().tolist())
-    for how in ("auto", "color", "index"):
-        found = convert(png(image), tmp_path, palette=how)
-        np.testing.assert_array_equal(found.ids, ids)
-        assert not found.unknown
-        assert not found.left.any()
+    found = read(with_palette(ids, entries), tmp_path)
+    np.testing.assert_array_equal(found.ids, ids)
+    assert not found.unknown
+    assert not found.left.any()
 
 
-# ---- Colors -----------------------------------------------------------------------
-
-
-def test_exact_colors(ids, tmp_path):
-    for image in (
-        Image.fromarray(colors_of(ids)),
-        Image.fromarray(np.dstack([colors_of(ids), np.full(SIZE, 255, np.uint8)])),
-    ):
-        found = convert(png(image), tmp_path)
-        np.testing.assert_array_equal(found.ids, ids)
-        assert (found.nearest, found.edges, found.left.sum()) == (0, 0, 0)
-        assert found.coding == "colors"
-
-
-def test_transparent_pixels_are_black(ids, tmp_path):
+def test_exact_colors_where_transparent_ones_are_black(ids, tmp_path):
     alpha = np.where(np.arange(SIZE[1]) < 4, 0, 255) * np.ones(SIZE)
     rgba = np.dstack([colors_of(ids), alpha]).astype(np.uint8)
-    assert (convert(png(rgba), tmp_path).ids[:, :4] == 255).all()
+    hidden = np.where(alpha == 0, 255, ids)
+    for pixels, expected in ((colors_of(ids), ids), (rgba, hidden)):
+        found = read(png(pixels), tmp_path)
+        np.testing.assert_array_equal(found.ids, expected)
+        assert (found.nearest, found.edges, found.left.sum()) == (0, 0, 0)
+        assert found.coding == "colors"
 
 
 def test_near_colors_within_the_tolerance_only(ids, tmp_path):
     near = colors_of(ids).copy()
     near[20:, :3] += np.array([3, 4, 0], np.uint8)
-    found = convert(png(near), tmp_path)
+    found = read(png(near), tmp_path)
     assert found.unknown == {"#834480": 12}
     assert (found.ids[20:, :3] == 255).all()
-    assert convert(png(near), tmp_path, tolerance=4.9).left.sum() == 12
-    found = convert(png(near), tmp_path, tolerance=5)
+    assert read(png(near), tmp_path, tolerance=4.9).left.sum() == 12
+    found = read(png(near), tmp_path, tolerance=5)
     np.testing.assert_array_equal(found.ids, ids)
     assert (found.nearest, found.left.sum()) == (12, 0)
 
@@ -200,25 +178,19 @@ def smooth(ids):
     """Draw a mask at four times the size and average, as anti-aliasing does."""
     rows, columns = np.indices((SIZE[0] * 4, SIZE[1] * 4))
     slanted = ids[((rows + columns // 3) // 4).clip(0, SIZE[0] - 1), columns // 4]
-    image = Image.fromarray(colors_of(slanted))
-    return slanted, np.asarray(image.reduce(4))
+    return np.asarray(Image.fromarray(colors_of(slanted)).reduce(4))
 
 
 def test_anti_aliased_edges_are_told_from_unknown_colors(ids, tmp_path):
-    _, colors = smooth(np.minimum(ids, 2))
-    exact = np.isin(
-        colors.astype(int) @ [65536, 256, 1],
-        np.array(LABELS.colors) @ [65536, 256, 1],
-    )
-    found = convert(png(colors), tmp_path)
+    colors = smooth(np.minimum(ids, 2))
+    exact = (colors[..., None, :] == np.array(LABELS.colors)).all(-1).any(-1)
+    found = read(png(colors), tmp_path)
     assert found.edges == found.edges_left == (~exact).sum() > 20
     assert not found.unknown
     np.testing.assert_array_equal(found.left, ~exact)
     faulty = colors.copy()
     faulty[22:, 26:30] = (250, 250, 0)
-    found = convert(png(faulty), tmp_path)
-    assert found.unknown["#fafa00"] == 8
-    assert sum(found.unknown.values()) == 8
+    assert read(png(faulty), tmp_path).unknown == {"#fafa00": 8}
 
 
 def test_an_edge_gets_one_of_its_two_classes_never_a_third(tmp_path):
@@ -226,41 +198,39 @@ def test_an_edge_gets_one_of_its_two_classes_never_a_third(tmp_path):
     rows = np.zeros((20, 20, 3), np.uint8)
     rows[:, 11:] = 254
     rows[:, 10] = (127, 120, 127)
-    found = convert(png(rows), tmp_path, labels, tolerance=250)
+    found = read(png(rows), tmp_path, labels, tolerance=250)
     assert set(np.unique(found.ids)) == {0, 1}
     assert found.edges == 20
     # in the middle of a class, the same color is simply the nearest
     rows[5:8, 2:5] = (127, 120, 127)
-    found = convert(png(rows), tmp_path, labels, tolerance=250)
+    found = read(png(rows), tmp_path, labels, tolerance=250)
     assert (found.ids[5:8, 2:5] == 2).all()
-    found = convert(png(rows), tmp_path, labels)
+    found = read(png(rows), tmp_path, labels)
     assert found.unknown == {"#7f787f": 9}
     assert found.edges_left == 20
 
 
-def test_a_foreign_color_between_two_classes_is_no_edge(tmp_path):
+def test_a_foreign_color_between_two_classes_is_no_edge_and_can_be_mapped(tmp_path):
     rows = np.zeros((20, 20, 3), np.uint8)
-    rows[:, :10], rows[:, 11:] = LABELS.colors[0], LABELS.colors[1]
+    rows[:, :10], rows[:, 11:] = LABELS.colors[:2]
     rows[:, 10] = (255, 220, 0)
-    found = convert(png(rows), tmp_path)
+    found = read(png(rows), tmp_path)
     assert found.unknown == {"#ffdc00": 20}
     assert found.edges == 0
-
-
-def test_a_color_can_be_mapped(ids, tmp_path):
-    found = convert(png(colors_of(ids)), tmp_path, mapping=["#0000C8=other"])
-    assert (found.ids[ids == 1] == 2).all()
+    found = read(png(rows), tmp_path, mapping=["#FFdc00=other"])
+    assert (found.ids[:, 10] == 2).all()
 
 
 def test_colors_as_jpeg_need_a_tolerance(ids, tmp_path):
     data = png(colors_of(ids), "jpeg", quality=95, subsampling=0)
     with pytest.raises(DatasetError, match="tolerance"):
-        convert(data, tmp_path)
-    found = convert(data, tmp_path, tolerance=40)
+        read(data, tmp_path)
+    found = read(data, tmp_path, tolerance=40)
     assert (found.ids == ids).mean() > 0.95
-    for lossy in (png(ids, "jpeg"), png(ids, "webp")):
-        with pytest.raises(DatasetError, match="compressed"):
-            convert(lossy, tmp_path)
+
+
+EXIF = Image.Exif()
+EXIF[274] = 6
 
 
 @pytest.mark.parametrize(
@@ -270,20 +240,14 @@ def test_colors_as_jpeg_need_a_tolerance(ids, tmp_path):
         (b"text", "not an image"),
         (png(np.zeros(SIZE, np.uint8))[:60], "damaged"),
         (png(np.zeros(SIZE, np.float32), "tiff"), "mode F"),
+        (png(np.zeros(SIZE, np.uint8), "jpeg"), "compressed"),
+        (png(np.zeros(SIZE, np.uint8), "webp"), "compressed"),
+        (png(np.zeros(SIZE, np.uint8), exif=EXIF), "orientation"),
     ],
 )
 def test_files_that_are_no_masks(tmp_path, data, word):
     with pytest.raises(DatasetError, match=word):
-        convert(data, tmp_path)
-
-
-def test_a_turned_mask_is_refused(ids, tmp_path):
-    exif = Image.Exif()
-    exif[274] = 6
-    file = io.BytesIO()
-    Image.fromarray(ids).save(file, "png", exif=exif)
-    with pytest.raises(DatasetError, match="orientation"):
-        convert(file.getvalue(), tmp_path)
+        read(data, tmp_path)
 
 
 # ---- What a source says of its classes --------------------------------------------
@@ -292,22 +256,193 @@ def test_a_turned_mask_is_refused(ids, tmp_path):
 def test_the_classes_of_cvats_labelmap(tmp_path):
     text = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nRoad:128,64,128::\n"
     (tmp_path / "labelmap.txt").write_text(text, "utf-8")
-    found = read_source_classes(tmp_path)
-    assert found == [
-        SourceClass("background", 0, (0, 0, 0)),
-        SourceClass("Road", 1, (128, 64, 128)),
-    ]
-    labels = labels_of_source(found)
+    found = convert.read_source_classes(tmp_path)
+    background, road = ("background", 0, (0, 0, 0)), ("Road", 1, (128, 64, 128))
+    assert found == [SourceClass(*background), SourceClass(*road)]
+    labels = convert.labels_of_source(found)
     assert labels.names == ("background", "Road")
     assert labels.colors[1] == (128, 64, 128)
 
 
 def test_the_classes_of_labels_json(tmp_path):
-    assert read_source_classes(tmp_path) == []
+    assert convert.read_source_classes(tmp_path) == []
     CAMVID.save(tmp_path / "labels.json")
-    found = read_source_classes(tmp_path)
+    found = convert.read_source_classes(tmp_path)
     assert found[3] == SourceClass("Road", 3, CAMVID.colors[3])
-    codes = Codes.build(LABELS, found, ["Car=car"])
-    assert codes.values[3] == 0
-    assert codes.values[8] == 1
+    codes = Codes(LABELS, found, ["Car=car"])
+    assert (codes.values[3], codes.values[8]) == (0, 1)
     assert 5 not in codes.values
+
+
+# ---- COCO's outlines --------------------------------------------------------------
+
+ROADS = LabelSet(("background", "road", "car"))
+CATEGORIES = [SourceClass("road", 1), SourceClass("Car", 5), SourceClass("dog", 9)]
+
+
+def polygon(top, left, bottom, right):
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def run_lengths(mask):
+    """Return COCO's uncompressed run lengths, column by column."""
+    flat = mask.T.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=0, append=2))
+    counts = np.diff(starts, prepend=0).tolist()
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def annotation(segmentation, category=1, area=10.0):
+    return {"category_id": category, "segmentation": segmentation, "area": area}
+
+
+def draw(*annotations, labels=ROADS):
+    pytest.importorskip("pycocotools")
+    return convert.draw_annotations(SIZE, annotations, Codes(labels, CATEGORIES))
+
+
+def test_a_polygon_on_background_or_on_what_is_ignored():
+    expected = np.zeros(SIZE, np.uint8)
+    expected[5:15, 10:25] = 1
+    found = draw(annotation(polygon(5, 10, 15, 25)))
+    np.testing.assert_array_equal(found.ids, expected)
+    assert found.coding == "outlines"
+    assert not found.left.any()
+    labels = LabelSet(("road", "car"))
+    found = draw(annotation(polygon(5, 10, 15, 25)), labels=labels)
+    np.testing.assert_array_equal(found.ids, np.where(expected, 0, 255))
+
+
+def test_run_lengths_as_lists_and_as_text():
+    api = pytest.importorskip("pycocotools.mask")
+    expected = np.zeros(SIZE, np.uint8)
+    expected[3:9, 4:28:3] = 1
+    text = api.encode(np.asfortranarray(expected))
+    decoded = text | {"counts": text["counts"].decode()}
+    for segmentation in (run_lengths(expected), text, decoded):
+        found = draw(annotation(segmentation))
+        np.testing.assert_array_equal(found.ids, expected)
+
+
+def test_small_outlines_lie_on_large_ones_and_parts_belong_together():
+    large = annotation(polygon(0, 0, *SIZE), 1, 600)
+    two = annotation(polygon(1, 1, 3, 3) + polygon(10, 10, 14, 14), 5, 20)
+    for order in ([large, two], [two, large]):
+        ids = draw(*order).ids
+        assert (ids == 2).sum() == 4 + 16
+        assert (ids == 1).sum() == ids.size - 20
+
+
+def test_a_category_that_is_no_class_is_unknown():
+    found = draw(annotation(polygon(0, 0, 2, 3), 9))
+    assert found.unknown == {"category dog": 6}
+    assert found.left.sum() == 6
+    assert (found.ids[found.left] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [None, [], [[1, 2]], {"counts": "?"}, "x", run_lengths(np.ones((4, 5), np.uint8))],
+)
+def test_an_annotation_without_outline_or_of_another_size_is_told(outline):
+    with pytest.raises(DatasetError, match="without outline|outlines 4 x 5"):
+        draw(annotation(outline))
+
+
+def test_pycocotools_is_named_when_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    with pytest.raises(DatasetError, match="pip install pycocotools"):
+        convert.draw_annotations(SIZE, [], Codes(ROADS))
+
+
+def content(name="a.png", categories=((1, "road"), (5, "car"))):
+    image = {"id": 0, "file_name": name, "height": SIZE[0], "width": SIZE[1]}
+    return {
+        "images": [image],
+        "annotations": [{"image_id": 0} | annotation(polygon(0, 0, 2, 3))],
+        "categories": [{"id": i, "name": n} for i, n in categories],
+    }
+
+
+def write(folder, **files):
+    """Write JSON files, double underscores standing for a folder's slash."""
+    texts = {f"{k.replace('__', '/')}.json": v for k, v in files.items()}
+    write_files({k: json.dumps(v).encode() for k, v in texts.items()}, folder)
+    return [folder / name for name in texts]
+
+
+def test_images_are_found_beside_the_annotations_or_by_their_split(tmp_path):
+    write_files({"train/a.png": b"", "val/a.png": b"", "broken.json": b"{"}, tmp_path)
+    files = write(tmp_path, annotations__x_train=content(), val__coco=content())
+    write(tmp_path, other={"x": 1}, number=7)
+    assert convert.find_annotations(tmp_path) == files
+    images, classes = convert.read_annotations(files, tmp_path)
+    assert [i.path.parent.name for i in images] == ["train", "val"]
+    assert [i.size for i in images] == [SIZE, SIZE]
+    assert [len(i.annotations) for i in images] == [1, 1]
+    found = [(c.name, c.value) for c in classes]
+    assert found == [("background", None), ("road", 1), ("car", 5)]
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        ([], "no file of COCO"),
+        ({"images": []}, "lacks 'categories'"),
+        (content("b.png"), "b.png"),
+        (content() | {"annotations": [{}]}, "lacks 'image_id'"),
+        (content(categories=[(1, "car")]), "other categories"),
+    ],
+)
+def test_files_that_are_not_whole_or_of_other_categories_are_refused(
+    tmp_path, data, word
+):
+    (tmp_path / "a.png").write_bytes(b"")
+    files = write(tmp_path, one=content(), two=data)
+    with pytest.raises(DatasetError, match=word):
+        convert.read_annotations(files, tmp_path)
+
+
+# ---- Generated masks --------------------------------------------------------------
+
+MASKS = st.tuples(
+    st.sampled_from(["ids", "16 bits", "palette", "colors"]),
+    st.integers(2, 40),  # classes
+    st.tuples(SIDES, SIDES),
+    st.floats(0, 1),  # share of pixels of no class
+    SEEDS,
+)
+
+
+def check_coding(case, folder):
+    """Any coding gives the ids that it stands for; what stands for none is left."""
+    coding, classes, size, share, seed = case
+    random = np.random.default_rng(seed)
+    labels = LabelSet(tuple(f"class {i}" for i in range(classes)))
+    allowed = np.array(labels.ids, np.uint8)  # 255, ignored, has the color black
+    wanted = random.choice(allowed, size)
+    colors, foreign = labels.palette(), random.random(size) < share
+    if coding == "palette":  # in any order; what it can't hold is no part of this
+        order = random.permutation(256).astype(np.uint8)
+        image = Image.fromarray(order[wanted])
+        image.putpalette(colors[np.argsort(order)].tobytes())
+        data, foreign = png(image), np.zeros(size, bool)
+    elif coding == "colors":
+        data = png(np.where(foreign[..., None], (1, 2, 3), colors[wanted]).astype("u1"))
+    else:
+        kind = np.uint16 if coding == "16 bits" else np.uint8
+        data = png(np.where(foreign, 77, wanted).astype(kind))
+    found = read(data, folder, labels)
+    np.testing.assert_array_equal(found.left, foreign)
+    np.testing.assert_array_equal(found.ids, np.where(foreign, 255, wanted))
+    assert bool(found.unknown or found.edges_left) == foreign.any()
+
+
+CHECKS = {"codings": (check_coding, MASKS, 300)}
+
+
+@pytest.mark.parametrize("most", [20, pytest.param(999, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CHECKS)
+def test_generated_masks(name, most):
+    check, strategy, count = CHECKS[name]
+    assert generated(check, strategy, min(most, count)) >= min(most, count)

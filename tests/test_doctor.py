@@ -101,6 +101,20 @@ def test_a_few_interpolated_masks_among_right_ones_are_named(tmp_path, drawn):
     assert set(found.files) == set(names_of(drawn, "train", 2, 7))
 
 
+def test_interpolated_masks_are_named_too_where_few_borders_can_change(tmp_path, drawn):
+    """Between neighboring ids there is none to invent."""
+    rows, columns = np.indices(SIZE)
+
+    def change(split, i, image, mask):
+        inside = columns > 50 + i + rows // 3
+        mask = np.where(rows < 16, 2, 1).astype(np.uint8) * inside
+        return image, blended(mask) if split == "train" and i in (2, 7) else mask
+
+    folder = dataset(tmp_path, drawn, change, labels=LabelSet(("a", "b", "c")))
+    (found,) = find(doctor.check(folder), "borders", "error")
+    assert set(found.files) == set(names_of(drawn, "train", 2, 7))
+
+
 def test_colors_mapped_after_anti_aliasing(tmp_path):
     def smooth(split, i, image, mask):
         colors = CAMVID.palette()[mask]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from roadseg import export, inference, synthetic, unet
+from roadseg import export, inference, synthetic, unet, weights
 from roadseg.classes import CAMVID, LabelSet, RoadsegError
 from roadseg.weights import SavedModel
 
@@ -100,6 +100,32 @@ def test_other_networks_and_classes_are_exported_too(tmp_path):
     masks = inference.predict(export.OnnxModel(small), images(2), labels=labels)
     assert masks.shape == (2, *SIZE)
     assert masks.max() < 3
+
+
+@needs_onnx
+def test_a_file_for_the_web_is_a_quarter_and_computes_what_8_bits_compute(
+    saved, exported, tmp_path
+):
+    """Of a network whose kernels were 8-bit integers before, nothing is lost."""
+    model = unet.UNet().eval()
+    rounded = weights.quantize_state(saved.model.state_dict())
+    model.load_state_dict(weights.dequantize_state(rounded))
+    path = tmp_path / "web.onnx"
+    export.export_web(SavedModel(model, CAMVID, SIZE, {}), path, (32, 64))
+    export.check_onnx(model, path)
+    assert path.stat().st_size < 0.26 * exported.stat().st_size
+    known = export.OnnxModel(path).session.get_modelmeta().custom_metadata_map
+    assert json.loads(known["input_size"]) == [32, 64]
+    assert LabelSet.from_dict(json.loads(known["labels"])) == CAMVID
+    for content in (path.read_bytes(), exported.read_bytes()):
+        assert unet.__file__.encode() not in content  # published: no local paths
+
+
+@needs_onnx
+def test_a_file_for_the_web_needs_an_input_size(saved, tmp_path):
+    without = SavedModel(saved.model, CAMVID, None, {})
+    with pytest.raises(RoadsegError, match="needs an input size"):
+        export.export_web(without, tmp_path / "web.onnx")
 
 
 @needs_onnx

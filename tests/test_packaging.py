@@ -122,6 +122,18 @@ def test_the_checks_need_what_the_dev_and_export_extras_have():
         assert found[canonicalize_name(requirement.name)] == requirement.specifier
 
 
+def test_the_constraints_are_versions_that_the_requirements_allow():
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    lines = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in lines)
+    locked = dict(line.split("==") for line in lines)
+    assert len(locked) == len(lines) > 100  # with what the requirements need
+    for folder in (".", "tests", "book"):
+        for requirement in read_requirements(ROOT / folder / "requirements.txt"):
+            version = locked[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(Version(version)), requirement
+
+
 def test_licenses_of_what_is_not_ours_are_noted():
     notice = (ROOT / "NOTICE").read_text("utf-8")
     for word in ("CamVid", "CC BY-NC 4.0", "pretrained", "ImageNet", "x264", "GPL"):

@@ -91,6 +91,9 @@ def test_legend_of_given_classes_has_the_palette_and_void_last():
     found = key(plots.legend(Figure(), [11, *range(11)]))
     assert tuple(found.values()) == CAMVID.colors
     assert list(found) == [*CAMVID.names[:11], "Unlabelled (void)"]
+    fig = Figure(figsize=(3, 1), layout="constrained")
+    plots.legend(fig, [CAMVID.ignore_index])
+    assert (pixels(fig) == 0).all(-1).sum() > 50  # its black is seen
 
 
 def test_legend_without_a_mask_asks_for_classes():
@@ -100,12 +103,6 @@ def test_legend_without_a_mask_asks_for_classes():
         plots.legend(fig)
     with pytest.raises(ValueError, match="0 to 11"):
         plots.legend(fig, [12])
-
-
-def test_void_is_seen_in_the_legend():
-    fig = Figure(figsize=(3, 1), layout="constrained")
-    plots.legend(fig, [CAMVID.ignore_index])
-    assert (pixels(fig) == 0).all(-1).sum() > 50
 
 
 def test_panel_paints_a_mask_in_exactly_the_palette():
@@ -179,7 +176,7 @@ def test_what_is_not_the_mask_of_a_image_is_refused(mask, message):
     with pytest.raises(ValueError, match=message):
         plots.image_grid([IMAGE], [mask])
     with pytest.raises(ValueError, match=message):
-        plots.prediction(IMAGE, MASK, mask)
+        plots.predictions([IMAGE], [MASK], [mask])
 
 
 # true positives, false positives, false negatives
@@ -318,7 +315,7 @@ def test_all_figures_take_any_label_set(labels):
     assert labels.ignored_name in names[-1]
     assert names[0] == labels.names[labels.scored[0]]
     assert key(plots.legend(fig.axes[1])) == key(fig.legends[0])
-    fig = plots.prediction(image, mask, predicted, labels=labels)
+    fig = plots.predictions([image], [mask], [predicted], labels=labels)
     errors = fig.axes[3].images[0].get_array()
     ignored = mask == labels.ignore_index
     assert (errors[ignored] == labels.palette()[labels.ignore_index]).all()
@@ -351,14 +348,11 @@ def test_scenes_stand_beside_their_masks():
     assert max(box.y1 for box in boxes) < fig.bbox.height
 
 
-def test_scenes_lie_under_their_masks():
+def test_scenes_lie_under_their_masks_and_images_alone_need_no_legend():
     fig = plots.image_grid([IMAGE], [MASK], overlay=True)
     drawn = fig.axes[0].images[0].get_array()
     assert (drawn == plots.overlay(IMAGE, MASK)).all()
     assert key(fig.legends[0]) == COLORS
-
-
-def test_images_alone_need_no_legend():
     assert not plots.image_grid([IMAGE] * 2).legends
 
 
@@ -371,10 +365,10 @@ def test_a_number_of_masks_or_titles_that_does_not_fit_is_refused():
         plots.image_grid([])
 
 
-def test_prediction_draws_truth_prediction_and_errors():
+def test_predictions_draw_truth_prediction_and_errors():
     predicted = MASK.clone()
     predicted[0, 0] = 5
-    fig = plots.prediction(IMAGE, MASK, predicted)
+    fig = plots.predictions([IMAGE], [MASK], [predicted])
     drawn = [ax.images[0].get_array() for ax in fig.axes]
     named = [ax.get_title() for ax in fig.axes]
     assert named == ["Image", "Truth", "Prediction", "Errors"]
@@ -393,42 +387,7 @@ def test_predictions_are_named_beside_their_rows():
     assert [ax.get_title() for ax in fig.axes[4:]] == [""] * 4
 
 
-def test_feature_maps_keep_each_channel_on_its_own_scale():
-    maps = torch.stack([torch.eye(4), 100 * torch.eye(4), torch.zeros(4, 4)])
-    fig = plots.feature_maps({"a": maps[None], "b": maps.bfloat16()}, channels=range(3))
-    drawn = [ax.images[0].get_array() for ax in fig.axes]
-    assert (drawn[0] == drawn[1]).all()
-    assert len(np.unique(drawn[2].reshape(-1, 3), axis=0)) == 1
-    assert (drawn[0] == drawn[3]).all()
-    assert fig.axes[1].get_title() == "Channel 1"
-    assert [ax.get_ylabel() for ax in fig.axes[::3]] == ["a", "b"]
-    with pytest.raises(ValueError, match=r"C above 5, this one \(3, 4, 4\)"):
-        plots.feature_maps(maps)
-
-
 # scores
-
-
-def test_the_history_is_drawn_with_what_the_history_has():
-    fig = plots.plot_history(
-        [
-            {"epoch": 1, "train_loss": 2.0, "miou": 0.1, "lr": 1},
-            {"epoch": 2, "train_loss": 1.0, "miou": 0.2, "val_acc": 0.5},
-        ]
-    )
-    lines = {
-        (ax.get_title(), line.get_label()): line.get_xydata().tolist()
-        for ax in fig.axes
-        for line in ax.lines
-    }
-    assert lines == {
-        ("Loss", "Training loss"): [[1, 2], [2, 1]],
-        ("Score", "mIoU"): [[1, 0.1], [2, 0.2]],
-        ("Score", "Validation accuracy"): [[2, 0.5]],
-    }
-    assert len(plots.plot_history([{"loss": 1.0}]).axes) == 1
-    with pytest.raises(ValueError, match="neither losses nor scores"):
-        plots.plot_history([{"lr": 1.0}])
 
 
 def test_confusion_is_normalized_by_true_class():
@@ -585,12 +544,12 @@ def test_in_a_script_show_prints_the_alternative():
         (
             "from roadseg import plots",
             "plots.use_style()",
-            "plots.show(plots.plot_history([{'loss': 1.0}]), 'One loss.')",
+            "plots.show(plots.draw_matrices({'a': [[1]]}), 'One number.')",
         )
     )
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, cwd=NOTEBOOKS, capture_output=True, text=True)
-    assert (done.stdout, done.stderr, done.returncode) == ("One loss.\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("One number.\n", "", 0)
 
 
 def test_in_a_notebook_a_figure_appears_once(monkeypatch):
@@ -598,7 +557,7 @@ def test_in_a_notebook_a_figure_appears_once(monkeypatch):
     cells = (
         "import matplotlib.pyplot as plt\nfrom roadseg import plots\nplots.use_style()",
         "fig, ax = plt.subplots()\nax.plot([1, 2])\nplots.show(fig, alt='A line.')",
-        "plots.show(plots.plot_history([{'loss': 1.0}]), alt='A dot.', jpeg=True)",
+        "plots.show(plots.draw_matrices({'a': [[1]]}), alt='One.', jpeg=True)",
     )
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     client = nbclient.NotebookClient(book, kernel_name="python3", timeout=300)
@@ -610,7 +569,7 @@ def test_in_a_notebook_a_figure_appears_once(monkeypatch):
     assert outputs[0] == []
     for (output, *more), mime, alt in (
         (outputs[1], "image/png", "A line."),
-        (outputs[2], "image/jpeg", "A dot."),
+        (outputs[2], "image/jpeg", "One."),
     ):
         assert not more
         assert set(output.data) == {mime, "text/plain"}

@@ -9,7 +9,8 @@ from PIL import Image
 from roadseg import cli, scenes, synthetic
 from roadseg.classes import CAMVID, LabelSet
 from roadseg.files import DatasetError
-from roadseg.prepare import PrepareError, prepare
+from roadseg.prepare import PrepareError, find_scenes, prepare, split_of
+from roadseg.report import Report
 from samples import left_in, png, write_files
 
 SIZE = (64, 96)
@@ -85,22 +86,6 @@ def test_images_are_copied_byte_for_byte_and_masks_written_as_png(tmp_path, draw
     assert left_in(tmp_path) == ["in", "out"]
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("images/{}.jpg", "masks/{}_L.png"),
-        ("{}.jpg", "{}_mask.png"),
-        ("leftImg8bit/train/x/{}_leftImg8bit.jpg", "gtFine/train/x/{}_labelIds.png"),
-        ("VOC2012/JPEGImages/{}.jpg", "VOC2012/SegmentationClass/{}.png"),
-        ("images_prepped_train/{}.jpg", "annotations_prepped_train/{}.png"),
-        ("train/{}.jpg", "trainannot/{}.png"),
-    ],
-)
-def test_layouts(tmp_path, drawn, names):
-    prepare(source(tmp_path / "in", drawn, names=names), tmp_path / "out")
-    assert_masks(result(tmp_path / "out"), drawn)
-
-
 def test_colors_of_other_classes_with_255_outlines(tmp_path, drawn):
     def colors(ids):
         rgb = three_colors(ids)
@@ -159,26 +144,16 @@ def test_coco(tmp_path, drawn):
 # ---- Faulty sources ---------------------------------------------------------------
 
 
-def spoil(drawn, stem, change):
-    image, mask = drawn[stem]
-    mask = mask.copy()
-    change(mask)
-    return drawn | {stem: (image, mask)}
-
-
 def test_unknown_ids_are_refused_with_counts_and_first_file(tmp_path, drawn):
     first, second = sorted(drawn)[1], sorted(drawn)[4]
-
-    def change(mask):
-        mask[:2, :50] = 77
-
-    faulty = spoil(spoil(drawn, first, change), second, change)
+    faulty = {stem: (image, ids.copy()) for stem, (image, ids) in drawn.items()}
+    for stem in (first, second):
+        faulty[stem][1][:2, :50] = 77
     folder = source(tmp_path / "in", faulty)
     with pytest.raises(PrepareError) as stop:
         prepare(folder, tmp_path / "out")
     assert "200 pixels (0.27%) in 2 masks" in str(stop.value)
     assert f"id 77 200 pixels, first in {first}.jpg" in str(stop.value)
-    assert stop.value.report.tables[0].rows == (("id 77", "200", "2", f"{first}.jpg"),)
     assert left_in(tmp_path) == ["in"]
     report = prepare(folder, tmp_path / "out", unknown="ignore")
     (found,) = [f for f in report.findings if f.check == "unknown"]
@@ -201,7 +176,7 @@ def test_anti_aliased_masks_are_counted_and_decided_as_asked(tmp_path, drawn):
         prepare(folder, tmp_path / "out", labels=LABELS)
     ignored = prepare(folder, tmp_path / "a", labels=LABELS, unknown="ignore")
     words = [f.message for f in ignored.findings if f.check == "colors"]
-    assert any(f"in {COUNT} masks: on anti-aliased edges" in text for text in words)
+    assert any(f"in {COUNT} masks with a mixture" in text for text in words)
     masks = [mask for _, mask in result(tmp_path / "a").values()]
     assert 0.01 < np.mean([(mask == 255).mean() for mask in masks]) < 0.4
     nearest = prepare(folder, tmp_path / "b", labels=LABELS, tolerance=255)
@@ -243,15 +218,6 @@ def test_masks_of_0_and_255_need_a_mapping(tmp_path, drawn):
         folder, tmp_path / "b", labels=labels, mapping=["255=1"]
     ).failed()
     assert_masks(result(tmp_path / "b"), drawn, lambda ids: ids == 3)
-
-
-def test_labels_invented_in_masks_of_ids_are_reported(tmp_path, drawn):
-    def blended(ids):
-        small = Image.fromarray(ids).resize((SIZE[1] - 1, SIZE[0] - 1), 2)
-        return png(small.resize(SIZE[::-1], 2))
-
-    report = prepare(source(tmp_path / "in", drawn, blended), tmp_path / "out")
-    assert [f.severity for f in report.findings if f.check == "borders"] == ["error"]
 
 
 def test_all_unusable_files_are_in_one_report(tmp_path, drawn):
@@ -313,22 +279,19 @@ def test_splits_are_kept_or_made_of_blocks_or_sequences(tmp_path, drawn):
     }
     assert len(result(tmp_path / "a")) == COUNT // 2
     prepare(folder, tmp_path / "b", split="block:0.25")
-    expected = scenes.split_by_block(_plain(drawn), 0.25)[1]
-    held_out = [f"{name}" for name in sorted(result(tmp_path / "b", "test"))]
-    assert held_out == [sorted(drawn)[i] for i in expected]
-    assert 0 < len(held_out) < COUNT
+    prepare(folder, tmp_path / "c")
+    whole = scenes.RoadScenes(tmp_path / "c", "train")
+    held_out = scenes.split_by_block(whole, 0.25)[1].filenames
+    assert [f"{stem}.jpg" for stem in result(tmp_path / "b", "test")] == held_out
 
 
-def _plain(drawn):
-    class Plain(list):
-        @property
-        def sequences(self):
-            return [sorted(drawn)[i].rpartition("_")[0] for i in self]
-
-        def subset(self, indices):
-            return Plain(self[i] for i in indices)
-
-    return Plain(range(len(drawn)))
+def test_scenes_that_would_get_one_name_are_refused(tmp_path, drawn):
+    pair = next(iter(drawn.values()))
+    same = dict.fromkeys(("train/A_1", "val/A_1", "val/B_1"), pair)
+    folder = source(tmp_path / "in", same)
+    with pytest.raises(DatasetError, match="would get the same name, A_1"):
+        prepare(folder, tmp_path / "out", split="sequence:B")
+    assert left_in(tmp_path) == ["in"]
 
 
 @pytest.mark.parametrize("split", ["random", "sequence:X", "block:x", "block:7"])
@@ -372,13 +335,147 @@ def test_sources_that_are_none(tmp_path, drawn):
             prepare(tmp_path / name, tmp_path / "out")
 
 
-def test_folders_that_do_not_tell_what_they_hold(tmp_path, drawn):
-    names = ("camera/{}.jpg", "masks/{}.png")
-    folder = source(tmp_path / "in", drawn, names=names)
-    with pytest.raises(PrepareError, match="--images and --masks"):
-        prepare(folder, tmp_path / "out")
-    prepare(folder, tmp_path / "out", images="camera", masks="masks")
-    assert_masks(result(tmp_path / "out"), drawn)
+# ---- What people have -------------------------------------------------------------
+
+DATA = png(np.zeros((4, 5), np.uint8))
+
+
+def find(folder, *files, images=None, masks=None, suffix=None, texts=()):
+    """Return {(split, name): (image, mask)} of a folder with these files."""
+    write_files(dict.fromkeys(files, DATA), folder)
+    write_files({name: text.encode() for name, text in dict(texts).items()}, folder)
+    report = Report("x")
+    found = find_scenes(folder, images, masks, suffix, report)
+    relative = {
+        (i.split, i.name): (
+            i.image.relative_to(folder).as_posix(),
+            i.mask.relative_to(folder).as_posix(),
+        )
+        for i in found
+    }
+    assert len(relative) == len(found)
+    return relative, report
+
+
+LAYOUTS = {
+    "two folders": (["images/a.JPG", "masks/a.png"], (None, "a")),
+    "suffix": (["img/a.jpg", "labels/a_L.png"], (None, "a")),
+    "one folder": (["a.jpg", "a_mask.png"], (None, "a")),
+    "split above": (["train/images/a.jpg", "train/masks/a.png"], ("train", "a")),
+    "split below": (["images/valid/a.jpg", "masks/valid/a.png"], ("val", "a")),
+    "one folder, splits": (["test/a.jpg", "test/a_mask.png"], ("test", "a")),
+    "sequences": (["images/s1/01.jpg", "masks/s1/01.png"], (None, "01")),
+    "dataset1": (
+        ["images_prepped_town/a.png", "annotations_prepped_town/a.png"],
+        ("town", "a"),
+    ),
+    "SegNet": (["train/a.png", "trainannot/a.png"], ("train", "a")),
+    "Cityscapes": (
+        [
+            "leftImg8bit/train/bonn/bonn_01_leftImg8bit.png",
+            "gtFine/train/bonn/bonn_01_gtFine_labelIds.png",
+        ],
+        ("train", "bonn_01"),
+    ),
+    "Pascal VOC": (
+        ["VOC2012/JPEGImages/a.jpg", "VOC2012/SegmentationClass/a.png"],
+        (None, "a"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(tmp_path, name):
+    files, key = LAYOUTS[name]
+    found, report = find(tmp_path, *files, texts={"notes.txt": "x", ".a.png": "x"})
+    assert found == {key: tuple(files)}
+    assert report.findings == []
+
+
+def test_folders_of_any_name(tmp_path):
+    files = [
+        "pics/day/a.jpg",
+        "truth/day/a.png",
+        "truth/night/b.png",
+        "pics/night/b.jpg",
+    ]
+    assert find(tmp_path, *files)[0] == {}
+    found, _ = find(tmp_path, *files, images="pics", masks="truth")
+    assert found[None, "day_a"] == ("pics/day/a.jpg", "truth/day/a.png")
+    assert len(found) == 2
+    with pytest.raises(DatasetError, match="together"):
+        find(tmp_path, images="pics")
+    with pytest.raises(DatasetError, match="no folder"):
+        find(tmp_path, images="pics", masks="masks")
+
+
+def test_subfolders_become_sequences_unless_names_have_them(tmp_path):
+    files = [
+        f"{k}/{s}/{n}.png" for k in ("images", "masks") for s in "xy" for n in "12"
+    ]
+    found, _ = find(tmp_path / "a", *files)
+    assert set(found) == {(None, f"{s}_{n}") for s in "xy" for n in "12"}
+    files = [f"{k}/{s}/{s}_1.png" for k in ("images", "masks") for s in ("b1", "b2")]
+    found, _ = find(tmp_path / "b", *files)
+    assert set(found) == {(None, "b1_1"), (None, "b2_1")}
+
+
+def test_the_other_masks_of_cityscapes_are_left_out_or_chosen(tmp_path):
+    image = "leftImg8bit/train/bonn/bonn_01_leftImg8bit.png"
+    start = "gtFine/train/bonn/bonn_01_gtFine_"
+    masks = [f"{start}{k}.png" for k in ("color", "instanceIds", "labelIds")]
+    found, report = find(tmp_path, image, *masks)
+    assert found["train", "bonn_01"] == (image, masks[2])
+    (note,) = report.findings
+    assert (note.severity, len(note.files)) == ("note", 2)
+    found, _ = find(tmp_path, image, *masks, suffix="_gtFine_color")
+    assert found["train", "bonn_01"] == (image, masks[0])
+
+
+def test_the_lists_of_pascal_voc_are_the_splits(tmp_path):
+    folders = ("JPEGImages", "SegmentationClass", "SegmentationObject")
+    files = [f"{k}/{n}.png" for k in folders for n in "abcd"] + ["JPEGImages/e.png"]
+    lists = {"train": "a\nb\n", "val": "c\n", "trainval": "a\nb\nc\n"}
+    texts = {f"ImageSets/Segmentation/{k}.txt": t for k, t in lists.items()}
+    found, report = find(tmp_path, *files, texts=texts)
+    assert set(found) == {("train", "a"), ("train", "b"), ("val", "c")}
+    by = {f.severity: f for f in report.findings}
+    assert by["warning"].files == ("JPEGImages/e.png",)
+    assert "JPEGImages/d.png" in by["note"].files
+
+
+def test_images_without_mask_are_a_warning_masks_without_image_an_error(tmp_path):
+    files = ["images/a.png", "images/b.png", "masks/a.png", "masks/c.png"]
+    found, report = find(tmp_path, *files)
+    assert set(found) == {(None, "a")}
+    by = {f.severity: f.files for f in report.findings}
+    assert by == {"warning": ("images/b.png",), "error": ("masks/c.png",)}
+
+
+def test_two_images_of_one_name_are_an_error(tmp_path):
+    _, report = find(tmp_path, "images/a.png", "images/a.jpg", "masks/a.png")
+    assert report.count("error") == 1
+
+
+def test_an_image_whose_name_looks_like_a_mask_stays_one(tmp_path):
+    found, _ = find(tmp_path, "images/face_mask.png", "masks/face_mask.png")
+    assert found == {
+        (None, "face_mask"): ("images/face_mask.png", "masks/face_mask.png")
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("annotations/instances_train2017.json", "train"),
+        ("valid/_annotations.coco.json", "val"),
+        ("instances_default.json", "train"),
+        ("training_camp.json", "train"),
+        ("roads.json", None),
+    ],
+)
+def test_the_split_of_annotations(tmp_path, path, split):
+    assert split_of(tmp_path / path) == split
 
 
 # ---- The command ------------------------------------------------------------------

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbformat import v4
 
-import notebooks
+import chapters
 import prose_numbers
 
 
@@ -37,6 +37,7 @@ def strays(*parts):
         ("It has 31 million.", "29.3", ["31"]),
         ("It has 1 234 567 of them.", "1,234,567", []),
         ("Smith (2019) says so.", "", []),
+        ("It is old (Smith 1819; Reddy 2020, chapter 9).", "", ["1819"]),
         ("Here $x = 77$ and `77`.", "", []),
         ("Leaf [77](https://x.org/88).", "", ["77"]),
         ("**Figure 1.25.** As in figure 1.14, 7.7.", "", ["7.7"]),
@@ -67,7 +68,7 @@ def test_the_list_of_known_numbers_names_a_source_for_each():
 def test_known_numbers_are_still_used():
     """One that no text needs any more should leave the list."""
     texts = {}
-    for path in notebooks.chapters():
+    for path in chapters.chapters():
         nb = nbformat.read(path, 4)
         sections = prose_numbers.sections(nb)
         words = " ".join(text for s in sections for _, text in s.texts)

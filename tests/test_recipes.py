@@ -268,12 +268,19 @@ def test_focal_by_hand():
     torch.testing.assert_close(plain, -torch.tensor(0.75).log())
 
 
-def test_lovasz_of_hard_predictions_is_one_minus_iou():
+@pytest.mark.parametrize(
+    ("predicted", "iou"),
+    [
+        ([0, 0, 1, 1, 1, 0, 2, 2], [2 / 4, 2 / 4, 1]),
+        ([0, 0, 0, 0, 0, 1, 2, 2], [3 / 5, 1 / 3, 1]),  # more false positives
+    ],
+)
+def test_lovasz_of_hard_predictions_is_one_minus_iou(predicted, iou):
     truth = torch.tensor([[[0, 0, 0, 1, 1, 1, 2, 2]]])
-    predicted = torch.tensor([[[0, 0, 1, 1, 1, 0, 2, 2]]])
+    predicted = torch.tensor([[predicted]])
     logits = 100 * functional.one_hot(predicted, 3).permute(0, 3, 1, 2).float()
     loss = recipes.lovasz_softmax(logits, truth, 255)
-    torch.testing.assert_close(loss.item(), 1 - (2 / 4 + 2 / 4 + 1) / 3)
+    torch.testing.assert_close(loss.item(), 1 - sum(iou) / 3)
 
 
 # --- optimizer and schedule ---------------------------------------------------

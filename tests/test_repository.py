@@ -1,6 +1,5 @@
 """The address of the repository, and the form of workflows, hooks, and templates."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -10,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import chapters
 import check_notebooks
-import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -26,7 +25,7 @@ def test_the_documented_command_sets_the_address_everywhere(tmp_path, monkeypatc
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "book", tmp_path / "book")
     (tmp_path / "notebooks").mkdir()
-    for path in notebooks.chapters():
+    for path in chapters.chapters():
         shutil.copy(path, tmp_path / "notebooks")
     contributing = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     command = re.search(r"(?m)^git grep .*perl.*$", contributing)[0]
@@ -37,7 +36,7 @@ def test_the_documented_command_sets_the_address_everywhere(tmp_path, monkeypatc
         before = nbformat.read(ROOT / "notebooks" / path.name, as_version=4)
         after = nbformat.read(path, as_version=4)
         assert "my-name/my-course" in after.cells[0].source
-        assert notebooks.cells_hash(after) == notebooks.cells_hash(before)
+        assert chapters.cells_hash(after) == chapters.cells_hash(before)
         assert [c.get("outputs") for c in after.cells] == [
             c.get("outputs") for c in before.cells
         ]
@@ -49,7 +48,7 @@ def test_the_documented_command_sets_the_address_everywhere(tmp_path, monkeypatc
         and "github.com/OWNER/NAME" in path.read_text("utf-8", "replace")
     ]
     assert [name for name in kept if name != "conf.py"] == []
-    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
     chapter = check_notebooks.load(next((tmp_path / "notebooks").glob("01_*")))
     assert list(check_notebooks.check_address(chapter)) == []
 
@@ -101,10 +100,3 @@ def test_the_hooks_are_valid():
     command = [sys.executable, "-m", "pre_commit", "validate-config", str(HOOKS)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_metadata_of_notebooks_holds_no_surprises():
-    for path in notebooks.chapters():
-        metadata = json.loads(path.read_text("utf-8"))["metadata"]
-        allowed = {"kernelspec", "language_info", *notebooks.NOTEBOOK_METADATA}
-        assert set(metadata) <= allowed

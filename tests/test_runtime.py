@@ -23,13 +23,29 @@ def clean(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that can be asked for its properties, and no more."""
+    found = types.SimpleNamespace(capability=(8, 0), built_for=["sm_80"])
+    for name, answer in (
+        ("is_available", lambda: True),
+        ("get_device_capability", lambda device: found.capability),
+        ("get_device_name", lambda device: "Tesla P100"),
+        ("get_arch_list", lambda: found.built_for),
+    ):
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return found
+
+
 # ---- Settings ---------------------------------------------------------------------
 
 
-def test_the_profile_comes_from_the_environment_or_the_device(monkeypatch):
+def test_without_a_gpu_the_default_is_cpu():
     here = Settings.from_env({})
     assert (here.profile.name, here.profile_source) == ("cpu", "the default on CPU")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_the_profile_comes_from_the_environment_or_the_device(gpu):
     here = Settings.from_env({})
     assert (here.profile.name, here.profile_source) == ("gpu", "the default with CUDA")
     assert Settings.from_env({"ROADSEG_DEVICE": "cpu"}).profile.name == "cpu"
@@ -54,8 +70,41 @@ def test_a_device_that_is_not_here_is_told(bad):
         Settings.from_env({"ROADSEG_DEVICE": bad})
 
 
-def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+CU128 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "usable"),
+    [
+        ((6, 0), CU128, False),  # P100
+        ((7, 5), CU128, True),  # T4
+        ((8, 9), CU128, True),  # L4: code for 8.0 and 8.6 runs on 8.9
+        ((11, 0), CU128, False),
+        ((8, 6), ["sm_80"], True),
+        ((8, 0), ["sm_86"], False),
+        ((10, 3), ["sm_100f"], True),
+        ((9, 0), ["sm_90a"], True),
+        ((10, 0), ["sm_100a", "sm_90"], True),
+        ((10, 3), ["sm_100a"], False),
+        ((11, 0), ["sm_70", "compute_80"], True),  # PTX runs on later GPUs
+        ((7, 5), ["sm_90", "compute_80"], False),
+        ((9, 0), ["gfx90a"], True),  # AMD
+        ((6, 0), [], True),
+    ],
+)
+def test_a_gpu_that_pytorch_was_not_built_for_is_not_used(
+    gpu, capsys, capability, built_for, usable
+):
+    gpu.capability, gpu.built_for = capability, built_for
+    here = Settings.from_env({})
+    said = capsys.readouterr().out
+    assert here.device.type == ("cuda" if usable else "cpu")
+    assert here.profile.name == ("gpu" if usable else "cpu")
+    assert ("Tesla P100 has compute capability" in said) == (not usable)
+    assert said.count("\n") == (not usable)
+
+
+def test_each_process_of_a_launcher_has_its_own_gpu(gpu):
     assert Settings.from_env({}).device == torch.device("cuda")
     assert Settings.from_env({"LOCAL_RANK": "3"}).device == torch.device("cuda:3")
 
@@ -111,8 +160,7 @@ def test_configure_replaces_settings(tmp_path):
     assert runtime.profile().name == "gpu"
 
 
-def test_another_device_changes_a_profile_that_nobody_chose(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_another_device_changes_a_profile_that_nobody_chose(gpu):
     assert runtime.profile().name == "gpu"
     assert runtime.configure(device="cpu").profile.name == "cpu"
     assert runtime.output_dir().name == "cpu"
@@ -225,8 +273,7 @@ def test_measuring_draws_no_random_numbers_and_works_in_inference_mode():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_autocast_follows_the_models_device(monkeypatch, processor):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_autocast_follows_the_models_device(gpu, processor):
     processor.bf16, processor.fp32 = 1, 2
     assert runtime.device().type == "cuda"
     model = nn.Linear(2, 2)  # on the CPU, beside a GPU
@@ -251,7 +298,10 @@ def test_a_model_without_parameters_is_on_this_runs_device():
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("DefaultCPUAllocator: not enough memory"), True),
-        (RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: invalid argument"), False),
         (RuntimeError("sizes do not match"), False),
         (ValueError("not enough memory"), False),
     ],
@@ -351,8 +401,9 @@ def test_colab_without_a_gpu_says_where_to_click(colab, capsys):
     assert "Change runtime type > T4 GPU" in capsys.readouterr().out
 
 
-def test_results_of_colab_go_to_drive_if_it_is_mounted(colab, tmp_path, capsys):
+def test_files_of_colab_go_to_drive_if_it_is_mounted(colab, tmp_path, capsys):
     assert runtime.output_dir() == tmp_path / "course" / "build" / "cpu"
+    assert runtime.data_dir() == tmp_path / "course" / "data"
     runtime.print_environment()
     assert "to keep them: Files > Mount Drive" in capsys.readouterr().out
 
@@ -360,6 +411,7 @@ def test_results_of_colab_go_to_drive_if_it_is_mounted(colab, tmp_path, capsys):
     runtime.reset()
 
     assert runtime.output_dir() == runtime.DRIVE / "roadseg" / "cpu"
+    assert runtime.data_dir() == runtime.DRIVE / "roadseg" / "data"
     runtime.print_environment()
     lines = capsys.readouterr().out.splitlines()
     assert "results  on Google Drive, where they stay: MyDrive/roadseg/cpu" in lines
@@ -370,7 +422,9 @@ def test_results_go_where_the_user_says_even_beside_drive(
 ):
     runtime.DRIVE.mkdir(parents=True)
     monkeypatch.setenv("ROADSEG_OUTPUT", str(tmp_path / "mine"))
+    monkeypatch.setenv("ROADSEG_DATA", str(tmp_path / "data"))
     assert runtime.output_dir() == tmp_path / "mine" / "cpu"
+    assert runtime.data_dir() == tmp_path / "data"
     runtime.print_environment()
     said = f"results  {tmp_path / 'mine' / 'cpu'}"
     assert said in capsys.readouterr().out.splitlines()

@@ -62,6 +62,12 @@ def assert_scenes(read: RoadScenes, count=3) -> None:
         assert np.array_equal(mask.numpy(), wanted_mask)
 
 
+def other_palette(ids) -> bytes:
+    image = Image.fromarray(ids)
+    image.putpalette(np.array(CAMVID.colors[::-1], np.uint8).tobytes())
+    return png(image)
+
+
 # ---- Bad files --------------------------------------------------------------------
 
 BAD_FILES = {
@@ -76,6 +82,8 @@ BAD_FILES = {
     "16-bit mask": (1, png(np.zeros(SIZE, "u2")), "A_02.png has mode I;16, 16 bits"),
     "4-bit mask": (1, png_4_bit(scene(1)[1]), "A_02.png has mode L, 4 bits"),
     "JPEG mask": (1, png(scene(1)[1], "jpeg"), "A_02.png is compressed as JPEG"),
+    "255": (1, png(np.full(SIZE, 255, "u1")), r'255.*"ignore_index": 255.*labels.json'),
+    "palette": (1, other_palette(scene(1)[1]), "contradicts.*roadseg prepare"),
 }
 
 
@@ -91,11 +99,12 @@ def test_a_bad_file_is_named(tmp_path, read, kind, content, told):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_single_flipped_bit_is_found(tmp_path):
+@pytest.mark.parametrize("at", [50, -13])  # in the pixels, in their checksum
+def test_a_single_flipped_bit_is_found(tmp_path, at):
     folder = write_files(tiny_files(), tmp_path)
     path = folder / FOLDERS[1] / "A_01.png"
     content = bytearray(path.read_bytes())
-    content[content.index(b"IDAT") + 8] ^= 1
+    content[at] ^= 1
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"annotations_prepped_train/A_01\.png"):
         RoadScenes(folder, "train")
@@ -206,29 +215,6 @@ def test_jpeg_images_with_png_masks_some_of_them_png(tmp_path):
     assert np.array_equal(read.masks[2].numpy(), scene(2)[1])
 
 
-def test_half_the_pairs_as_jpeg_is_an_error_that_names_and_counts_them(tmp_path):
-    folder = dataset(tmp_path)
-    for sub in TRAIN:
-        for name in ("A_0", "A_1"):
-            Image.open(folder / sub / f"{name}.png").save(folder / sub / f"{name}.jpg")
-            (folder / sub / f"{name}.png").unlink()
-    for read in (lambda f: verify(f, ["train"]), lambda f: RoadScenes(f, "train")):
-        with pytest.raises(
-            DatasetError, match="2 files .*A_0.jpg is compressed as JPEG"
-        ):
-            read(folder)
-
-
-def test_gray_and_transparent_images_become_rgb(tmp_path):
-    folder = dataset(tmp_path)
-    image = Image.fromarray(scene(0)[0])
-    image.convert("L").save(folder / TRAIN[0] / "A_0.png")
-    image.convert("RGBA").save(folder / TRAIN[0] / "A_1.png")
-    read = RoadScenes(folder, "train")
-    assert np.array_equal(read.images[1].permute(1, 2, 0).numpy(), scene(0)[0])
-    assert torch.equal(read.images[0][0], read.images[0][2])
-
-
 SUFFIXES = ("_L", "_l", "_mask", "_Mask", "_labels", "_labelIds", "_gtFine_labelIds")
 
 
@@ -331,28 +317,6 @@ def test_the_classes_given_come_before_those_of_the_folder(tmp_path):
     assert RoadScenes(folder, "train", labels=CAMVID).labels == CAMVID
 
 
-def test_masks_with_255_for_void_are_told_how_to_be_read(tmp_path):
-    folder = three_classes(tmp_path, [0, 10, 255])
-    for read in (lambda f: verify(f, ["train"]), lambda f: RoadScenes(f, "train")):
-        with pytest.raises(
-            DatasetError, match=r'255.*"ignore_index": 255.*labels.json'
-        ):
-            read(folder)
-
-
-def test_palettes_in_another_order_are_refused(tmp_path):
-    folder = dataset(tmp_path)
-    for path in (folder / TRAIN[1]).iterdir():
-        image = Image.open(path)
-        image.putpalette(np.array(CAMVID.colors[::-1], np.uint8).tobytes())
-        image.save(path)
-    for read in (lambda f: verify(f, ["train"]), lambda f: RoadScenes(f, "train")):
-        with pytest.raises(
-            DatasetError, match=r"3 files.*contradicts.*roadseg prepare"
-        ):
-            read(folder)
-
-
 @IN_MEMORY
 def test_a_split_without_any_label_is_refused_by_name(tmp_path, in_memory):
     folder = three_classes(tmp_path, [11], [11])
@@ -441,19 +405,6 @@ def test_subset_and_with_transform_share_the_images(tmp_path):
     assert torch.equal(part[0][1], whole[2][1])
 
 
-def test_resizing_leaves_only_labels_that_were_there(tmp_path):
-    labels = np.zeros((24, 36), np.uint8)
-    labels[:, 12:] = 10  # blending 0 and 10 would invent 1 to 9
-    write_scenes(tmp_path, "train", [("a.png", scene(0, (24, 36))[0], labels)])
-    resize = v2.Resize((17, 23), antialias=True)
-    image, mask = RoadScenes(tmp_path, "train", transform=resize)[0]
-    assert image.shape == (3, 17, 23)
-    assert mask.shape == (17, 23)
-    assert set(mask.unique().tolist()) == {0, 10}
-    bilinear = v2.functional.resize(torch.as_tensor(labels)[None], (17, 23))
-    assert set(bilinear.unique().tolist()) > {0, 10}
-
-
 def test_a_lazy_dataset_has_the_same_order_and_bits(tmp_path):
     folder = write_files(tiny_files(), tmp_path)
     kept = RoadScenes(folder, "train", in_memory=True)
@@ -498,11 +449,19 @@ def test_a_fingerprint_tells_contents_and_order_apart_not_names(tmp_path):
     write_scenes(tmp_path / "a", "train", [("a.png", *scene(0)), ("b.png", *scene(1))])
     write_scenes(tmp_path / "b", "mine", [("x.png", *scene(0)), ("y.png", *scene(1))])
     write_scenes(tmp_path / "c", "train", [("a.png", *scene(1)), ("b.png", *scene(0))])
-    a, b, c = (
+    swapped = [("a.png", scene(0)[0], scene(1)[1]), ("b.png", scene(1)[0], scene(0)[1])]
+    write_scenes(tmp_path / "d", "train", swapped)
+    a, b, c, d = (
         scenes.fingerprint(RoadScenes(tmp_path / name, split))
-        for name, split in (("a", "train"), ("b", "mine"), ("c", "train"))
+        for name, split in (
+            ("a", "train"),
+            ("b", "mine"),
+            ("c", "train"),
+            ("d", "train"),
+        )
     )
-    assert a == b != c
+    assert a == b
+    assert len({a, c, d}) == 3, "other order, other masks"
     assert len(a) == 16
 
 
@@ -753,14 +712,8 @@ CHECKS = {
 }
 
 
+@pytest.mark.parametrize("most", [20, pytest.param(999, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CHECKS)
-def test_generated_datasets(name):
-    check, strategy, _ = CHECKS[name]
-    assert generated(check, strategy, 20) >= 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CHECKS)
-def test_many_generated_datasets(name):
+def test_generated_datasets(name, most):
     check, strategy, count = CHECKS[name]
-    assert generated(check, strategy, count) >= count
+    assert generated(check, strategy, min(most, count)) >= min(most, count)

@@ -377,3 +377,47 @@ def test_the_quick_training_repeats_to_the_bit(tmp_path):
         assert done.returncode == 0, done.stderr
         ends.add(done.stdout.splitlines()[-1])
     assert len(ends) == 1
+
+
+# --- the network that ships, for those who have trained none ------------------
+
+
+@pytest.fixture
+def shipped(monkeypatch, tmp_path):
+    """A stand-in for the network that ships."""
+    path = tmp_path / "shipped.safetensors"
+    path.touch()
+    monkeypatch.setattr(weights, "PRETRAINED", path)
+    network = weights.SavedModel(small(3), CAMVID, (64, 96), {"seconds": 1.0})
+    monkeypatch.setattr(weights, "load_pretrained", lambda: network)
+    monkeypatch.setattr(Recipe, "for_profile", classmethod(lambda cls: TINY))
+    monkeypatch.setattr(unet, "UNet", lambda *a, **k: small(5))
+    return network
+
+
+def test_who_has_trained_no_network_gets_the_one_that_ships(folder, shipped, capsys):
+    scenes = Scenes(2)
+    scenes.is_real = True
+    assert trained.load_or_pretrained(scenes, RANDOM_INIT) is shipped
+    assert "the network that ships" in capsys.readouterr().out
+    assert not (folder / trained.MODEL).exists()
+
+
+def test_synthetic_scenes_and_a_missing_file_are_trained_for(folder, shipped, capsys):
+    assert trained.load_or_pretrained(Scenes(2), RANDOM_INIT) is not shipped
+    assert trainings(capsys)[0] == 1
+    (folder / trained.MODEL).unlink()
+    weights.PRETRAINED.unlink()
+    scenes = Scenes(2)
+    scenes.is_real = True
+    assert trained.load_or_pretrained(scenes, RANDOM_INIT) is not shipped
+    assert trainings(capsys)[0] == 1
+
+
+def test_ones_own_network_goes_before_the_one_that_ships(folder, shipped):
+    scenes = Scenes(2)
+    scenes.is_real = True
+    own = trained.load_or_train(scenes, RANDOM_INIT, TINY)
+    found = trained.load_or_pretrained(scenes, RANDOM_INIT)
+    assert found is not shipped
+    assert same_weights(found.model, own.model)

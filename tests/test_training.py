@@ -110,17 +110,35 @@ def test_a_network_learns_and_comes_back_as_it_was():
     assert losses[-1] < losses[0] / 3
     assert result.history[-1]["train_acc"] > 0.9
     assert result.model is model
-    assert "forward" not in vars(model), "accelerate's wrapper is still on"
     assert result.history[0]["score"] == 0.1
     assert result.seconds > 0
     assert result.averaged is None
+    assert json.loads(json.dumps(result.history)) == result.history
 
 
-def test_a_model_comes_back_as_it_was_after_an_error():
+@pytest.mark.parametrize("stop_in", [None, 1])
+def test_the_wrapper_of_mixed_precision_comes_off_also_after_an_error(stop_in):
     model = small()
-    with pytest.raises(training.TrainingInterrupted):
-        fit(model=model, stop_in=1)
-    assert "forward" not in vars(model)
+    with contextlib.suppress(training.TrainingInterrupted):
+        fit(model=model, stop_in=stop_in, recipe=replace(ONE, precision="bf16"))
+    assert model.forward.__func__ is Small.forward
+
+
+@pytest.mark.xfail(reason="accelerate leaves out a network that it prepared before")
+@pytest.mark.parametrize("first", ["fp32", "bf16"])
+def test_a_network_is_trained_again_in_mixed_precision(first):
+    found = []
+
+    class Spy(Small):
+        def forward(self, x):
+            y = super().forward(x)
+            found.append(y.dtype)
+            return y
+
+    model = Spy()
+    for precision in (first, "bf16"):
+        fit(model=model, recipe=replace(ONE, precision=precision))
+    assert found[-1] == torch.bfloat16
 
 
 def test_every_step_begins_without_old_gradients():
@@ -152,8 +170,19 @@ def test_sizes_follow_the_phases():
     assert seen == [(2, 3, 32, 32)] * 6 + [(2, 3, 32, 64)] * 6
 
 
-def test_fewer_scenes_than_a_batch_are_one_batch():
-    assert len(fit(scenes=Scenes(1)).history) == 4
+def test_each_epoch_has_its_own_order():
+    batches = []
+
+    class Spy(Small):
+        def forward(self, x):
+            batches.append(tuple(x.mean((1, 2, 3)).tolist()))
+            return super().forward(x)
+
+    recipe = replace(RECIPE, phases=(Phase(4, 32, 32),))
+    fit(model=Spy(), scenes=Scenes(6), recipe=recipe, transform=v2.Resize((32, 32)))
+    epochs = [sum(batches[i : i + 3], ()) for i in range(0, 12, 3)]
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1, "the same images"
+    assert len(set(epochs)) == 4
 
 
 def test_precisions_follow_each_other_in_one_process():
@@ -184,7 +213,7 @@ def test_a_loss_that_is_not_finite_names_its_images(tmp_path):
     assert [p.name for p in tmp_path.glob("epoch-*")] == ["epoch-001"]
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_unet_itself_trains_whatever_is_left_for_the_last_batch(count):
     recipe = replace(ONE, phases=(Phase(1, 32, 64),))
     result = training.fit(unet.UNet(), Scenes(count), recipe)
@@ -259,17 +288,6 @@ def test_a_batch_without_labels_contributes_nothing(criterion):
     assert all(p.isfinite().all() for p in result.model.parameters())
 
 
-def test_a_class_missing_from_a_batch_does_no_harm():
-    four = Scenes(4)
-    for mask, label in zip(four.masks, (0, 3, 8, IGNORED - 1), strict=True):
-        mask[:] = label
-        mask[:, 40:] = IGNORED
-    recipe = replace(RECIPE, batch_size=1, min_crop_scale=0.9)
-    result = fit(recipe=recipe, scenes=four)
-    assert all(math.isfinite(row["train_loss"]) for row in result.history)
-    assert all(p.isfinite().all() for p in result.model.parameters())
-
-
 @pytest.mark.parametrize("ignore_index", [11, 255, 0])
 def test_scenes_without_any_label_are_refused_by_name(ignore_index):
     labels = replace(CAMVID, ignore_index=ignore_index)
@@ -286,11 +304,8 @@ def test_scenes_without_any_label_are_refused_by_name(ignore_index):
     assert same_weights(model, before)
     empty.masks[2][5, 7] = 4  # one labeled pixel is enough
     assert loading.first_label(empty) == 4
-
-
-def test_no_scenes_is_an_error():
     with pytest.raises(training.TrainingError, match="there are no scenes"):
-        training.fit(small(), Scenes(0), RECIPE)
+        fit(scenes=Scenes(0))
 
 
 def test_ignored_pixels_are_not_counted_as_correct():
@@ -460,7 +475,8 @@ def test_the_average_of_the_weights():
         def step(self, *args, **more):
             done = super().step(*args, **more)
             (weight,) = (p for g in self.param_groups for p in g["params"])
-            states.append(weight.detach().clone())
+            mean = model.encoder[1].running_mean
+            states.append(torch.cat([weight.detach(), mean]))
             return done
 
     class Scaled(Small):
@@ -471,8 +487,9 @@ def test_the_average_of_the_weights():
             self.requires_grad_(False)
             self.head[1].bias.requires_grad_(True)
 
+    model = Scaled()
     result = fit(
-        model=Scaled(),
+        model=model,
         recipe=replace(RECIPE, ema_decay=0.5),
         optimizer=lambda m, recipe: Remember([m.head[1].bias], lr=0.1),
         scheduler=lambda o, *_: torch.optim.lr_scheduler.ConstantLR(o, 1.0),
@@ -480,7 +497,8 @@ def test_the_average_of_the_weights():
     expected = states[0]
     for state in states[1:]:
         expected = 0.5 * expected + 0.5 * state
-    torch.testing.assert_close(result.averaged.head[1].bias, expected)
+    averaged = result.averaged.head[1].bias, result.averaged.encoder[1].running_mean
+    torch.testing.assert_close(torch.cat(averaged), expected)
     assert type(result.averaged) is Scaled
     assert not torch.equal(result.averaged.head[1].bias, result.model.head[1].bias)
 
@@ -520,8 +538,3 @@ def test_the_schedule_of_a_recipe_ends_with_the_training():
     assert len(rates) == 12
     assert max(rates) == pytest.approx(RECIPE.lr_decoder, rel=0.05)
     assert rates[-2] < RECIPE.lr_decoder / 20
-
-
-def test_a_history_can_be_kept_as_json():
-    history = fit().history
-    assert json.loads(json.dumps(history)) == history

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
 from roadseg import video
 from roadseg.classes import RoadsegError
+from samples import DAMAGE, damaged, generated, result
 
 av = pytest.importorskip("av")
 
@@ -277,6 +279,13 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path):
     assert path.read_bytes() == b"before"
 
 
+def test_a_video_that_lost_frames_gets_no_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(video.FrameReader, "__iter__", lambda self: iter(()))
+    with pytest.raises(OSError, match="only 0 of 2 frames of a.mp4"):
+        video.write_video(tmp_path / "a.mp4", [frame_image(20)] * 2, [0, 1])
+    assert os.listdir(tmp_path) == []
+
+
 WRITE = """
     import resource, signal, sys
     import numpy as np
@@ -323,3 +332,67 @@ def test_without_pyav_it_says_what_to_install(tmp_path, monkeypatch):
         video.is_video(tmp_path)
     with pytest.raises(video.VideoError, match="pip install av"):
         video.write_video(tmp_path / "a.mp4", [frame_image(20)], [0])
+
+
+# ---- Generated damage -------------------------------------------------------------
+
+FORMS = {"mp4": "libx264", "webm": "libvpx", "matroska": "mpeg4", "avi": "mjpeg"}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    return {
+        form: record(folder / form, STEADY[:8], codec, form).read_bytes()
+        for form, codec in FORMS.items()
+    }
+
+
+def check_damaged_video(case, folder, recordings):
+    """A damaged video gives frames, numbered and in order, or one sentence names it."""
+    form, damage = case
+    path, data = folder / "damaged video.bin", recordings[form]
+    path.write_bytes(damaged(data, damage))
+
+    def read():
+        reader = video.read_frames(path)
+        return list(reader), reader.problems()
+
+    found, told = result(read, RoadsegError)
+    if told:
+        assert told.startswith("damaged video.bin ")
+        assert "\n" not in told
+        return
+    frames, problems = found
+    numbers = [frame.index for frame in frames]
+    assert numbers == sorted(set(numbers))
+    for frame in frames:
+        assert frame.image.dtype == np.uint8
+        assert frame.image.shape[2:] == (3,)
+    if path.read_bytes() == data:
+        assert problems is None
+        assert len(frames) == 8
+    elif problems:
+        assert problems.startswith("damaged video.bin: ")
+
+
+CHECKS = {
+    "damaged videos": (
+        check_damaged_video,
+        st.tuples(st.sampled_from(sorted(FORMS)), DAMAGE),
+        250,
+    )
+}
+
+
+@pytest.mark.xfail(raises=AttributeError, reason="a stream whose codec is unknown")
+@pytest.mark.parametrize("most", [20, pytest.param(999, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CHECKS)
+def test_generated_videos(name, most, recordings):
+    check, strategy, count = CHECKS[name]
+
+    def with_recordings(case, folder):
+        check(case, folder, recordings)
+
+    ran = generated(with_recordings, strategy, min(most, count))
+    assert ran >= min(most, count)

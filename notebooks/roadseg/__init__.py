@@ -6,8 +6,7 @@ The modules form layers. Each one imports only from those before it in this list
 * Data and networks: `synthetic`, `unet`, `images`, `pairs`, `scenes`, `weights`
 * Methods: `recipes`, `metrics`, `inference`, `video`, `dataset1`
 * Figures: `paint`, `charts`, `plots`
-* Your own data: `report`, `measures`, `doctor`, `convert`, `coco`, `sources`,
-  `prepare`
+* Your own data: `report`, `measures`, `doctor`, `convert`, `prepare`
 * Training: `checkpoints`, `distributed`, `loading`, `training`, `trained`
 * Tools: `export`, `segment`, `commands`, `cli`; `explorer` depends on nothing
 """

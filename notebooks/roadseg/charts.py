@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from roadseg.paint import as_array
 
@@ -55,46 +54,6 @@ def use_style() -> None:
 
 
 # ---- Scores -----------------------------------------------------------------------
-
-
-def plot_history(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Draw the losses and the scores of a training, epoch by epoch.
-
-    Args:
-        history: One mapping for each epoch. Keys that end in ``loss`` share a panel,
-            keys that end in ``acc``, ``acc12`` or ``miou`` (0 to 1) another; a key may
-            be missing in some epochs. Without the key ``epoch``, they count from 1.
-    """
-    keys = list(dict.fromkeys(key for row in history for key in row))
-    losses = [key for key in keys if key.endswith("loss")]
-    scores = [key for key in keys if key.endswith(("acc", "acc12", "miou"))]
-    panels = [(k, n) for k, n in ((losses, "Loss"), (scores, "Score")) if k]
-    if not panels:
-        raise ValueError(f"the history has neither losses nor scores, but: {keys}")
-    fig = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    axes = fig.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (names, title) in zip(axes, panels, strict=True):
-        for key in names:
-            points = [
-                (row.get("epoch", i), float(row[key]))
-                for i, row in enumerate(history, 1)
-                if row.get(key) is not None
-            ]
-            ax.plot(*zip(*points, strict=True), marker="o", label=_in_words(key))
-        ax.set(title=title, xlabel="Epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        ax.grid(axis="y")
-        ax.legend()
-    return fig
-
-
-def _in_words(key: str) -> str:
-    """Return ``val_miou`` as "Validation mIoU"."""
-    known = {"trn": "training", "train": "training", "val": "validation",
-             "acc": "accuracy", "acc12": "accuracy with void",
-             "miou": "mIoU"}  # fmt: skip
-    words = " ".join(known.get(part, part) for part in key.split("_"))
-    return words if words.startswith("mIoU") else words[0].upper() + words[1:]
 
 
 def plot_confusion_matrix(scores) -> Figure:

@@ -61,12 +61,8 @@ class LabelSet:
             )
         colors = self.colors or _generated_colors(len(names), ignored)
         colors = _checked_colors(colors, names)
-        for name, value in (
-            ("names", names),
-            ("colors", colors),
-            ("ignore_index", int(ignored)),
-        ):
-            object.__setattr__(self, name, value)  # the class is frozen
+        valid = {"names": names, "colors": colors, "ignore_index": int(ignored)}
+        self.__dict__.update(valid)  # the class is frozen
 
     @property
     def num_classes(self) -> int:
@@ -121,12 +117,8 @@ class LabelSet:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the label set as what JSON can hold."""
-        colors = [list(color) for color in self.colors]
-        return {
-            "names": list(self.names),
-            "colors": colors,
-            "ignore_index": self.ignore_index,
-        }
+        names, colors = list(self.names), [list(color) for color in self.colors]
+        return {"names": names, "colors": colors, "ignore_index": self.ignore_index}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LabelSet":
@@ -289,24 +281,12 @@ def colorize(mask, labels: LabelSet = CAMVID) -> np.ndarray:
     ids = np.asarray(mask)
     if ids.dtype.kind not in "biu":
         raise LabelError(f"a mask holds integer ids, this one {ids.dtype}")
-    if ids.dtype != np.uint8:
-        outside = ids[(ids < 0) | (ids > 255)] if ids.dtype != bool else ids[:0]
-        _refuse_ids(outside, labels)
-        ids = ids.astype(np.uint8)
-    known = np.zeros(256, bool)
-    known[list(labels.ids)] = True
-    if not known[ids].all():
-        _refuse_ids(ids[~known[ids]], labels)
-    return labels.palette()[ids]
-
-
-def _refuse_ids(ids: np.ndarray, labels: LabelSet) -> None:
-    """Raise LabelError if there are any ids, which are not in the label set."""
-    if not ids.size:
-        return
-    found = ", ".join(map(str, np.unique(ids)[:5]))
-    last, ignored = len(labels.names) - 1, labels.ignore_index
-    beyond = f", and {ignored} for ignored pixels" if ignored > last else ""
-    raise LabelError(
-        f"this mask holds {found}, but the label set has the ids 0 to {last}{beyond}"
-    )
+    known = np.isin(ids, labels.ids)
+    if not known.all():
+        found = ", ".join(map(str, np.unique(ids[~known])[:5]))
+        last, ignored = len(labels.names) - 1, labels.ignore_index
+        beyond = f", and {ignored} for ignored pixels" if ignored > last else ""
+        raise LabelError(
+            f"this mask holds {found}, but the label set has ids 0 to {last}{beyond}"
+        )
+    return labels.palette()[ids.astype(np.uint8)]

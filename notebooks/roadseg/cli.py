@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from roadseg import __version__
@@ -35,13 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         # a name that the terminal cannot show must not cost the results
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    parser = build_parser()
-    options = parser.parse_args(argv)
-    return _exit_status(options)
-
-
-def _exit_status(options: argparse.Namespace) -> int:
-    """Run the command; turn errors that users can do something about into a line."""
+    options = build_parser().parse_args(argv)
     try:
         from roadseg import commands  # here, because it imports PyTorch
 
@@ -51,15 +46,14 @@ def _exit_status(options: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        _discard_output()
-        return 1
     except (RoadsegError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        with contextlib.suppress(OSError):
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        try:
             sys.stdout.flush()
-            return 1
-        _discard_output()
+        except OSError:  # let nothing more be written to what takes nothing
+            with contextlib.suppress(OSError, io.UnsupportedOperation):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (RuntimeError, MemoryError) as error:
         from roadseg import runtime
@@ -68,12 +62,6 @@ def _exit_status(options: argparse.Namespace) -> int:
             raise
         print("error: out of memory: try a smaller --input-size", file=sys.stderr)
         return 1
-
-
-def _discard_output() -> None:
-    """Let nothing more be written to a standard output that takes nothing."""
-    with contextlib.suppress(OSError, io.UnsupportedOperation):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- arguments ----------------------------------------------------------------
@@ -106,18 +94,17 @@ examples:
   roadseg evaluate --model mine.safetensors --data my_roads --json scores.json"""
 
 PREDICT = """\
-Segment images and videos.
+Segment images and videos of any size.
 
 For street.jpg it writes street_mask.png, whose pixels are class ids, shown in the
 colors of the label set, and street_overlay.jpg, the image under these colors. For
 drive.mp4 it writes drive_overlay.mp4, with the same frame times, and a folder
 drive_masks with a mask of each frame. Animated GIF and PNG images are treated as
-videos. Any size works, and images are rotated upright first.
+videos.
 
-Of a folder, all images and videos are taken, whatever their endings; with
---recursive also those in its subfolders, and the results lie in the same subfolders.
-A file that cannot be read is reported and does not stop the others. The last line
-counts what was done and what was left out.
+Of a folder, all images and videos are taken, whatever their endings. A file that
+cannot be read is reported and does not stop the others. The last line counts what was
+done and what was left out.
 
 examples:
   roadseg predict street.jpg
@@ -128,15 +115,15 @@ Export a trained network as ONNX and check it against PyTorch.
 
 The file takes float32 images (N, 3, H, W), any N, H and W multiples of 32, normalized
 with the mean and standard deviation in its metadata, and returns logits
-(N, classes, H, W). The largest difference from PyTorch over several sizes is printed;
-one above 0.001 of the largest logit is an error.
-
---int8 N also writes an 8-bit file (static quantization, with ranges from 16 training
-images) and scores both on N test images: of dataset1, or of --data.
+(N, classes, H, W). A difference from PyTorch above 0.001 of the largest logit is an
+error. --int8 N also writes an 8-bit file (static quantization, with ranges from 16
+training images) and scores both on N test images. --web writes the file for the page
+"Try it" of the course's site instead: 8-bit weights, float arithmetic. On that page,
+choose it under "Use your own network".
 
 examples:
-  roadseg export --out unet.onnx
-  roadseg export --out unet.onnx --int8 101"""
+  roadseg export --out unet.onnx --int8 101
+  roadseg export --model mine.safetensors --web --out my_network.onnx"""
 
 PREPARE = """\
 Convert images and masks of other layouts and codings to a dataset for training.
@@ -147,9 +134,8 @@ annotations (with pycocotools). Masks may hold ids of 1 to 16 bits, a palette, o
 colors. Nothing is guessed: what stands for no class is counted, shown and refused,
 unless --map, --tolerance or --unknown ignore says what to do with it.
 
-OUT, a new folder, gets images (copied as they are, or saved as PNG if they have to be
-turned upright), masks of ids as PNG, and labels.json. It is checked as by `roadseg
-check`, and one report tells about both.
+OUT, a new folder, gets images, masks of ids as PNG, and labels.json. It is checked as
+by `roadseg check`, and one report tells about both.
 
 examples:
   roadseg prepare my_annotations my_roads --labels labels.json --tolerance 8
@@ -162,8 +148,7 @@ Check a dataset for faults that training doesn't report.
 It looks for missing partners and damaged files, wrong sizes and ids, labels along
 borders that come from scaling or anti-aliasing, masks that are shifted against their
 images (from half a pixel on), images that are in two splits or nearly so, classes that
-are missing or rare, and masks without a label. With --input-size it also computes the
-best score that labels of this size can reach.
+are missing or rare, and masks without a label.
 
 Exit status: 1 if there are errors, with --strict also if there are warnings.
 
@@ -182,135 +167,74 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"roadseg {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = _add(commands, "train", TRAIN)
-    train.add_argument(
-        "--profile", choices=("quick", "cpu", "gpu"), help="how much to compute"
-    )
-    _add_recipe(train, "how to train (default: the profile's recipe)")
-    _add_data(train, "your own scenes (default: dataset1)")
-    train.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the results go: DIR/RECIPE"
-    )
+    command = _add(commands, "train", TRAIN)
+    add = command.add_argument
+    add("--profile", choices=("quick", "cpu", "gpu"), help="how much to compute")
+    _add_recipe(add, "how to train (default: the profile's recipe)")
+    _add_path(add, "--data", "DIR", "your own scenes (default: dataset1)")
+    _add_path(add, "--out", "DIR", "where the results go: DIR/RECIPE")
 
-    evaluate = _add(commands, "evaluate", EVALUATE)
-    _add_network(evaluate)
-    _add_data(evaluate, "a folder with images and masks (default: dataset1)")
-    evaluate.add_argument(
-        "--split", metavar="NAME", help="which split of that folder (default: test)"
-    )
-    _add_hflip(evaluate)
-    evaluate.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the scores to this file"
-    )
+    command = _add(commands, "evaluate", EVALUATE)
+    add = command.add_argument
+    _add_network(command)
+    _add_path(add, "--data", "DIR", "images with masks (default: dataset1)")
+    add("--split", metavar="NAME", help="a split of that folder (default: test)")
+    _add_hflip(add)
+    _add_path(add, "--json", "FILE", "also write the scores to this file")
 
-    predict = _add(commands, "predict", PREDICT)
-    predict.add_argument(
-        "inputs", nargs="+", type=Path, metavar="PATH", help="image, video or folder"
-    )
-    predict.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where the results go (default: build/PROFILE/predictions)",
-    )
-    predict.add_argument(
-        "--every",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="of a video, take every Nth frame (default: all)",
-    )
-    predict.add_argument(
-        "--recursive", action="store_true", help="also look into subfolders"
-    )
-    _add_hflip(predict)
-    _add_network(predict)
+    command = _add(commands, "predict", PREDICT)
+    add = command.add_argument
+    _add_path(add, "inputs", "PATH", "image, video or folder", nargs="+")
+    results = "where the results go (default: build/PROFILE/predictions)"
+    _add_path(add, "--out", "DIR", results)
+    every = "of a video, take every Nth frame (default: all)"
+    add("--every", type=_positive, default=1, metavar="N", help=every)
+    add("--recursive", action="store_true", help="also look into subfolders")
+    _add_hflip(add)
+    _add_network(command)
 
-    export = _add(commands, "export", EXPORT)
-    export.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the .onnx file to write (default: build/PROFILE/unet.onnx)",
-    )
-    export.add_argument(
-        "--int8",
-        type=_positive,
-        metavar="N",
-        help="also write an 8-bit file, and score both on N test images",
-    )
-    _add_data(export, "scenes for --int8 (default: dataset1)")
-    _add_network(export)
+    command = _add(commands, "export", EXPORT)
+    add = command.add_argument
+    _add_path(add, "--out", "FILE", "the .onnx file (default: build/PROFILE/unet.onnx)")
+    kind = command.add_mutually_exclusive_group().add_argument
+    int8 = "also write an 8-bit file, and score both on N test images"
+    kind("--int8", type=_positive, metavar="N", help=int8)
+    web = 'write the file for the page "Try it" (default: build/PROFILE/unet_web.onnx)'
+    kind("--web", action="store_true", help=web)
+    _add_path(add, "--data", "DIR", "scenes for --int8 (default: dataset1)")
+    _add_network(command)
 
-    prepare = _add(commands, "prepare", PREPARE)
-    prepare.add_argument("source", type=Path, metavar="SOURCE", help="what you have")
-    prepare.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    prepare.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FILE",
-        help="labels.json with the classes to convert to (default: what SOURCE "
-        "describes in labels.json, labelmap.txt or COCO categories, or CamVid's)",
+    command = _add(commands, "prepare", PREPARE)
+    add = command.add_argument
+    _add_path(add, "source", "SOURCE", "what you have")
+    _add_path(add, "out", "OUT", "the folder to write")
+    text = "labels.json with the classes to convert to (default: what SOURCE describes "
+    text += "in labels.json, labelmap.txt or COCO categories, or CamVid's)"
+    _add_path(add, "--labels", "FILE", text)
+    text = (
+        "an id, a name or a color (#ff8000) of the source, and its class, or ignore; "
     )
-    prepare.add_argument(
-        "--map",
-        action="append",
-        metavar="FROM=TO",
-        help="an id, a name or a color (#ff8000) of the source, and its class, or "
-        "ignore; may be repeated",
-    )
-    prepare.add_argument(
-        "--tolerance",
-        type=_distance,
-        default=0,
-        metavar="N",
-        help="take the nearest class's color up to this distance in RGB (default: 0)",
-    )
-    prepare.add_argument(
-        "--unknown",
-        choices=("refuse", "ignore"),
-        default="refuse",
-        help="what to do with pixels that stand for no class (default: refuse)",
-    )
-    prepare.add_argument(
-        "--palette",
-        choices=("auto", "color", "index"),
-        default="auto",
-        help="how to read masks with a palette (default: by color if all are classes')",
-    )
-    prepare.add_argument(
-        "--split",
-        default="keep",
-        metavar="HOW",
-        help="keep that of the source, block:0.2 or sequence:NAME (default: keep)",
-    )
+    add("--map", action="append", metavar="FROM=TO", help=f"{text}may be repeated")
+    text = "take the nearest class's color up to this distance in RGB (default: 0)"
+    add("--tolerance", type=_distance, default=0, metavar="N", help=text)
+    text = "what to do with pixels that stand for no class (default: refuse)"
+    add("--unknown", choices=("refuse", "ignore"), default="refuse", help=text)
+    text = "keep that of the source, block:0.2 or sequence:NAME (default: keep)"
+    add("--split", default="keep", metavar="HOW", help=text)
     for name in ("images", "masks"):
         text = f"the folder of {name} in SOURCE, if its name doesn't tell"
-        prepare.add_argument(f"--{name}", type=Path, metavar="DIR", help=text)
-    prepare.add_argument(
-        "--mask-suffix", metavar="TEXT", help="take only masks with this suffix"
-    )
-    _add_html(prepare)
+        _add_path(add, f"--{name}", "DIR", text)
+    add("--mask-suffix", metavar="TEXT", help="take only masks with this suffix")
+    _add_path(add, "--html", "FILE", "also write a page with images")
 
-    check = _add(commands, "check", CHECK)
-    check.add_argument("dataset", type=Path, metavar="DATASET", help="its folder")
-    check.add_argument(
-        "--input-size",
-        type=_size,
-        metavar="HxW",
-        help="height and width that a network will be fed, such as 256x352",
-    )
-    check.add_argument(
-        "--strict", action="store_true", help="status 1 also if there are warnings"
-    )
-    _add_html(check)
+    command = _add(commands, "check", CHECK)
+    add = command.add_argument
+    _add_path(add, "dataset", "DATASET", "its folder")
+    text = "compute the best score that labels of this size can reach"
+    add("--input-size", type=_size, metavar="HxW", help=text)
+    add("--strict", action="store_true", help="status 1 also if there are warnings")
+    _add_path(add, "--html", "FILE", "also write a page with images")
     return parser
-
-
-def _add_html(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write a page with images"
-    )
 
 
 def _add(commands, name: str, text: str) -> argparse.ArgumentParser:
@@ -327,57 +251,45 @@ def _add(commands, name: str, text: str) -> argparse.ArgumentParser:
     return command
 
 
-def _add_recipe(parser, text: str) -> None:
-    parser.add_argument("--recipe", choices=("quick", "cpu", "full"), help=text)
+def _add_path(add: Callable, name: str, metavar: str, text: str, **more) -> None:
+    add(name, type=Path, metavar=metavar, help=text, **more)
 
 
-def _add_data(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--data", type=Path, metavar="DIR", help=text)
+def _add_recipe(add: Callable, text: str) -> None:
+    add("--recipe", choices=("quick", "cpu", "full"), help=text)
 
 
-def _add_hflip(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--hflip",
-        action="store_true",
-        help="average with the mirrored image: slightly better, twice the time",
-    )
+def _add_hflip(add: Callable) -> None:
+    text = "average with the mirrored image: slightly better, twice the time"
+    add("--hflip", action="store_true", help=text)
 
 
-def _add_network(parser: argparse.ArgumentParser) -> None:
-    network = parser.add_mutually_exclusive_group()
-    network.add_argument(
-        "--model",
-        type=Path,
-        metavar="FILE",
-        help="a trained network, .safetensors (default: the one that `roadseg train` "
-        "trained; without one, the network that ships with roadseg)",
-    )
-    _add_recipe(network, "instead: the network trained with this recipe")
-    parser.add_argument(
-        "--input-size",
-        type=_size,
-        metavar="HxW",
-        help="height and width that the network is fed, such as 256x352 (default: "
-        "what it was trained for)",
-    )
+def _add_network(command: argparse.ArgumentParser) -> None:
+    one = command.add_mutually_exclusive_group().add_argument
+    text = "a trained network, .safetensors (default: the one that `roadseg train` "
+    text += "trained; without one, the network that ships with roadseg)"
+    _add_path(one, "--model", "FILE", text)
+    _add_recipe(one, "instead: the network trained with this recipe")
+    text = "height and width that the network is fed, such as 256x352 (default: what "
+    text += "it was trained for)"
+    command.add_argument("--input-size", type=_size, metavar="HxW", help=text)
+
+
+def _matching(pattern: str, text: str, wanted: str) -> re.Match:
+    if not (found := re.fullmatch(pattern, text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return found
 
 
 def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if not found:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a height and width in pixels, such as 256x352"
-        )
+    wanted = "a height and width in pixels, such as 256x352"
+    found = _matching(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text, wanted)
     return int(found[1]), int(found[2])
 
 
 def _distance(text: str) -> float:
-    if not re.fullmatch(r"\d{1,3}(\.\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a distance, such as 8")
-    return float(text)
+    return float(_matching(r"\d{1,3}(\.\d+)?", text, "a distance, such as 8")[0])
 
 
 def _positive(text: str) -> int:
-    if not re.fullmatch(r"0*[1-9]\d{0,8}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
+    return int(_matching(r"0*[1-9]\d{0,8}", text, "a whole number from 1 on")[0])

@@ -27,12 +27,10 @@ from roadseg import (
 from roadseg import export as onnx_export
 from roadseg import prepare as preparing
 from roadseg.classes import LabelSet, RoadsegError
+from roadseg.report import Report, plural
 
 CALIBRATION_IMAGES = 16
 """Training images from which the ranges of 8-bit activations are taken."""
-
-MAX_NAMED = 4
-"""Input sizes that are listed one by one."""
 
 NOT_COMPARABLE = "synthetic scenes: NOT COMPARABLE with any score on CamVid"
 
@@ -49,17 +47,13 @@ def _load_network(options: argparse.Namespace):
     """Return the `weights.SavedModel` that is asked for, on this run's device."""
     if options.recipe:
         runtime.configure(recipe=options.recipe)
-    if options.model or options.recipe:
+    own = runtime.output_dir() / recipes.Recipe.for_profile().name / trained.MODEL
+    asked = options.model or options.recipe
+    if asked or own.exists() or not weights.PRETRAINED.exists():
         saved = trained.load_trained(options.model)
     else:
-        try:
-            saved = trained.load_trained()
-        except RoadsegError as missing:
-            try:
-                saved = weights.load_pretrained()
-            except weights.WeightsError:
-                raise missing from None
-            print("no network trained here yet: using the one that ships with roadseg")
+        print("no network trained here yet: using the one that ships with roadseg")
+        saved = weights.load_pretrained()
     saved.model.to(runtime.device()).eval()
     if options.input_size:
         saved = replace(saved, input_size=options.input_size)
@@ -113,10 +107,11 @@ def train(options: argparse.Namespace) -> int:
         distributed.handle_termination()
     output = sys.stdout if state.is_main_process else io.StringIO()
     with contextlib.redirect_stdout(output):  # only one of the processes prints
-        return _train_in_process(options, state)
+        _train_in_process(options, state)
+    return 0
 
 
-def _train_in_process(options: argparse.Namespace, state) -> int:
+def _train_in_process(options: argparse.Namespace, state) -> None:
     recipe = recipes.Recipe.for_profile()
     if options.data:
         recipe = replace(recipe, name=f"{recipe.name}-{options.data.resolve().name}")
@@ -131,7 +126,7 @@ def _train_in_process(options: argparse.Namespace, state) -> int:
     tracked = test.subset(sorted({0, len(test) // 2, len(test) - 1}))
     saved = trained.load_or_train(train, encoder, recipe, tracked)
     if not state.is_main_process:
-        return 0
+        return
     path = runtime.output_dir() / recipe.name / trained.MODEL
     print(f"the network is in {_display(path)}")
     scores = inference.evaluate(saved.model, test, saved.input_size)
@@ -139,7 +134,6 @@ def _train_in_process(options: argparse.Namespace, state) -> int:
     print(f"{scores}   after {took} of training on {saved.metadata['hardware']}")
     if not train.is_real:
         print(NOT_COMPARABLE)
-    return 0
 
 
 # --- evaluate -----------------------------------------------------------------
@@ -160,14 +154,15 @@ def evaluate(options: argparse.Namespace) -> int:
     scores = inference.evaluate(saved.model, test, saved.input_size, options.hflip)
     seconds = time.perf_counter() - start
     sizes = Counter(
-        inference.input_size_for(tuple(image.shape[-2:]), saved.input_size)
-        for image in test.images
-    )
+        "{} x {}".format(*inference.input_size_for(x.shape[-2:], saved.input_size))
+        for x in test.images
+    ).most_common()
+    fed = ", ".join(f"{size} ({n})" for size, n in sizes) if sizes[1:] else sizes[0][0]
     record = {
         "data": test.description,
         "trained_on": saved.metadata.get("data", "unknown"),
         "encoder": saved.metadata.get("encoder", "unknown"),
-        "input_size": _describe(sizes) + (", and mirrored" if options.hflip else ""),
+        "input_size": fed + (", and mirrored" if options.hflip else ""),
         "hardware": f"{runtime.hardware_info()}, {runtime.amp_dtype()}",
     }
     for name, value in record.items():
@@ -183,15 +178,6 @@ def evaluate(options: argparse.Namespace) -> int:
         with files.atomic_write(options.json) as draft:
             draft.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     return 0
-
-
-def _describe(sizes: Counter) -> str:
-    """Return sizes (height, width) and how many images have each, in words."""
-    if len(sizes) == 1:
-        return "{} x {}".format(*next(iter(sizes)))
-    most = [f"{h} x {w} ({n})" for (h, w), n in sizes.most_common(MAX_NAMED)]
-    rest = len(sizes) - len(most)
-    return ", ".join(most) + (f" and {rest} other sizes" if rest else "")
 
 
 # --- predict ------------------------------------------------------------------
@@ -218,10 +204,8 @@ def predict(options: argparse.Namespace) -> int:
         line = f"{counts['done']} of {len(inputs.files)} done in {seconds:.1f} s"
         for name in ("incomplete", "failed"):
             line += f", {counts[name]} {name}" if counts[name] else ""
-        if inputs.left_out:
-            plural = {n: "s" * (k > 1) for n, k in inputs.left_out.items()}
-            left_out = [f"{k} {n}{plural[n]}" for n, k in inputs.left_out.items()]
-            line += f"; left out: {', '.join(left_out)}"
+        left_out = [plural(n, kind) for kind, n in inputs.left_out.items()]
+        line += f"; left out: {', '.join(left_out)}" if left_out else ""
         print(f"{line}; see {_display(out)}")
     return int(counts["done"] < len(inputs.files) or bool(inputs.errors))
 
@@ -255,12 +239,17 @@ def _predict_file(saved, file, out: Path, options: argparse.Namespace) -> str:
 def export(options: argparse.Namespace) -> int:
     """Export and check a network; quantize it if that is asked for."""
     onnx_export.require_packages()
-    path = options.out or runtime.output_dir() / "unet.onnx"
+    name = "unet_web.onnx" if options.web else "unet.onnx"
+    path = options.out or runtime.output_dir() / name
     if options.out:
         _check_folder(path)
     saved = _load_network(options)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_write(path) as draft:
+        if options.web:
+            onnx_export.export_web(saved, draft)
+            print(f"{_display(path)}: {_megabytes(draft)}")
+            return 0
         onnx_export.export_onnx(saved, draft)
         print(f"{path.name}: {_megabytes(draft)}")
         for shape, difference, largest in onnx_export.check_onnx(saved.model, draft):
@@ -272,18 +261,15 @@ def export(options: argparse.Namespace) -> int:
 
 
 def _export_int8(options: argparse.Namespace, path: Path, saved) -> None:
-    if options.data:
-        train, test = (
-            _read_scenes(options.data, split, saved.labels)
-            for split in ("train", "test")
-        )
-    else:
-        train, test = dataset1.load()
+    train, test = (
+        [_read_scenes(options.data, s, saved.labels) for s in ("train", "test")]
+        if options.data
+        else dataset1.load()
+    )
     test = test.subset(range(min(options.int8, len(test))))
     small = path.with_name(f"{path.stem}_int8{path.suffix}")
     step = max(1, len(train) // CALIBRATION_IMAGES)
-    chosen = range(0, len(train), step)[:CALIBRATION_IMAGES]
-    images = (train.images[i] for i in chosen)
+    images = (train.images[i] for i in range(0, len(train), step)[:CALIBRATION_IMAGES])
     with files.atomic_write(small) as draft:
         onnx_export.quantize_onnx(path, draft, images, saved.input_size, saved.labels)
         print(f"{small.name}: {_megabytes(draft)}")
@@ -295,9 +281,8 @@ def _export_int8(options: argparse.Namespace, path: Path, saved) -> None:
         found.append(inference.evaluate(model, test, saved.input_size))
         seconds = (time.perf_counter() - start) / len(test)
         print(f"{name:<9}{found[-1]}   {seconds:.2f} s per image")
-    before, after = found
-    lost = before.acc - after.acc, before.miou - after.miou
-    print("lost     acc {:+.4f}   mIoU {:+.4f}".format(*lost))
+    acc, miou = found[0].acc - found[1].acc, found[0].miou - found[1].miou
+    print(f"lost     acc {acc:+.4f}   mIoU {miou:+.4f}")
     if not test.is_real:
         print(NOT_COMPARABLE)
 
@@ -311,26 +296,24 @@ def _megabytes(path: Path) -> str:
 
 def prepare(options: argparse.Namespace) -> int:
     """Convert a dataset and print the report; return 1 if nothing was written."""
-    names = ("tolerance", "unknown", "palette", "split", "images", "masks")
-    given = {name: getattr(options, name) for name in (*names, "mask_suffix")}
+    names = ("tolerance", "unknown", "split", "images", "masks", "mask_suffix")
+    given = {name: getattr(options, name) for name in names}
     if options.html:
         _check_folder(options.html)
-    status = 0
+    labels, written = LabelSet.load(options.labels) if options.labels else None, True
     try:
         report = preparing.prepare(
             options.source,
             options.out,
-            labels=LabelSet.load(options.labels) if options.labels else None,
+            labels=labels,
             mapping=options.map or (),
             **given,
         )
     except preparing.PrepareError as error:
-        report, status = error.report, 1
-    print(report)
-    if options.html:
-        report.save_html(options.html)
-    print("nothing was written" if status else f"see {_display(options.out)}")
-    return status
+        report, written = error.report, False
+    _show(report, options.html)
+    print(f"see {_display(options.out)}" if written else "nothing was written")
+    return int(not written)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -338,7 +321,11 @@ def check(options: argparse.Namespace) -> int:
     if options.html:
         _check_folder(options.html)
     report = doctor.check(options.dataset, options.input_size)
-    print(report)
-    if options.html:
-        report.save_html(options.html)
+    _show(report, options.html)
     return int(report.failed(options.strict))
+
+
+def _show(report: Report, page: Path | None) -> None:
+    print(report)
+    if page:
+        report.save_html(page)

@@ -14,30 +14,32 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from roadseg import runtime
+from roadseg import paint
 from roadseg.classes import LabelSet
 from roadseg.files import DatasetError
+from roadseg.images import load_image, load_mask
 from roadseg.measures import (
     REACH,
-    Measures,
-    border_figure,
     clearness,
-    edge_figure,
     estimate_shift,
-    lost_figure,
-    measure,
-    pair_figures,
+    kept_at,
+    miniature,
+    resized_mask,
+    shift_correlation,
+    thin_borders,
 )
-from roadseg.pairs import LAYOUTS, Problems, find_layout, find_pairs
-from roadseg.report import Report, Table, plural
+from roadseg.pairs import LAYOUTS, Problems, find_layout, find_pairs, in_threads
+from roadseg.report import Figure, Report, Table, plural
 from roadseg.scenes import read_labels
 
 MAX_FIGURES = 3
@@ -52,10 +54,12 @@ MIN_PEAK = 5.0
 On dataset1 9 of 10 frames are above 6.5, masks of other frames below 4.4.
 """
 
-INVENTED, MAYBE_INVENTED = 0.4, 0.2
-"""Share of thin borders (see `border_labels`) of masks that were blended, and of masks
+INVENTED, MAYBE_INVENTED, FEW, OUTLYING = 0.4, 0.2, 0.05, 5
+"""Share of thin borders (see `thin_borders`) of masks that were blended, and of masks
 that may have been. Right masks have 0.06 (dataset1) to 0.14 (at 120 x 160), those
 scaled by bilinear interpolation 0.5, those mapped from anti-aliased colors 0.26.
+With three classes, right masks have up to 0.02, scaled ones 0.27 to 0.38: therefore a
+mask is also reported above `FEW` if it has `OUTLYING` times the median of all masks.
 """
 
 SAME, ALIKE = 0.97, 0.85
@@ -65,6 +69,32 @@ a few video frames apart. Between the splits of dataset1 the largest is 0.62.
 
 RARE = 0.001
 """Share of the pixels below which a class is called rare."""
+
+
+@dataclass
+class Measures:
+    """What is kept of an image and its mask."""
+
+    split: str
+    image: Path
+    mask: Path
+    size: tuple[int, ...]
+    counts: np.ndarray  # (256,) pixels of each id
+    thin: np.ndarray  # (256,) those in thin borders
+    borders: tuple[int, int]  # thin ones, and all changes of the label
+    shift: np.ndarray | None  # (2 * REACH + 1,) * 2 correlations
+    small: np.ndarray  # (768,) the image at 24 x 32
+    kept: np.ndarray  # (3, 256) pixels right, true, and predicted at the input size
+
+    @property
+    def name(self) -> str:
+        """The image's file, with its folder."""
+        return f"{self.image.parent.name}/{self.image.name}"
+
+    def load(self, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
+        """Return image (H, W, 3) and mask (H, W) as arrays."""
+        image = load_image(self.image).permute(1, 2, 0).numpy()
+        return image, load_mask(self.mask, labels).numpy()
 
 
 def check(
@@ -98,13 +128,10 @@ def check(
             report.add("error", "layout", f"{folder}: {error}{advice}")
         return report
     report.labels = labels = labels or read_labels(folder)
-    scenes = _read(folder, splits, labels, input_size, report)
+    scenes = _measure_all(folder, splits, labels, input_size, report)
     if "train" not in splits or "test" not in splits:
-        report.add(
-            "note",
-            "splits",
-            f"there is {' and '.join(splits)}; roadseg train needs train and test",
-        )
+        words = f"there is {' and '.join(splits)}; roadseg train needs train and test"
+        report.add("note", "splits", words)
     if scenes:
         _check_sizes(scenes, report)
         _check_borders(scenes, labels, report)
@@ -125,17 +152,17 @@ def _splits(folder: Path) -> list[str]:
         for match in filter(None, (re.fullmatch(pattern, name) for name in names)):
             if layout.folders(match[1])[0] in names:
                 found.add(match[1])
-    return sorted(found, key=lambda s: (s not in ("train", "test"), s != "train", s))
+    return sorted(found, key=lambda s: (s != "train", s != "test", s))
 
 
-def _read(
+def _measure_all(
     folder: Path,
     splits: Sequence[str],
     labels: LabelSet,
     input_size: tuple[int, int] | None,
     report: Report,
 ) -> list[Measures]:
-    """Return what is known of each scene that can be read; report the others."""
+    """Measure each scene that can be read; report the others."""
     scenes, unpaired, unreadable = [], Problems(), Problems()
     for split in splits:
         try:
@@ -145,33 +172,55 @@ def _read(
             continue
         for note in found.notes:
             report.add("note", "files", note)
-        work = partial(measure, split, labels, input_size, unreadable)
-        with ThreadPoolExecutor() as pool:
-            done = pool.map(work, found.images, found.masks)
-            try:
-                total = len(found.names)
-                for scene in runtime.progress(done, f"checking {split}", total):
-                    scenes += [scene] if scene else []
-            finally:
-                pool.shutdown(cancel_futures=True)
-    for kind, problems in (("pairs", unpaired), ("files", unreadable)):
-        for reason, names in problems.by_reason.items():
-            count = plural(len(names), "file")
-            report.add("error", kind, f"{count}: {reason}", names)
+        work = partial(_measure, split, labels, input_size, unreadable)
+        done = in_threads(work, found.images, found.masks, desc=f"checking {split}")
+        scenes += filter(None, done)
+    report.add_files("pairs", unpaired.by_reason)
+    report.add_files("files", unreadable.by_reason)
     return scenes
+
+
+def _measure(
+    split: str,
+    labels: LabelSet,
+    input_size: tuple[int, int] | None,
+    problems: Problems,
+    image_path: Path,
+    mask_path: Path,
+) -> Measures | None:
+    """Measure a scene; None if a file is wrong, which is added to `problems`."""
+    image = problems.attempt(image_path, load_image)
+    mask = problems.attempt(mask_path, load_mask, labels)
+    if image is None or mask is None:
+        return None
+    if image.shape[1:] != mask.shape:
+        problems.add(mask_path, "has another size than its image")
+        return None
+    mask = mask.numpy()
+    gray = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
+    thin, invented, changes = thin_borders(mask, labels)
+    return Measures(
+        split,
+        image_path,
+        mask_path,
+        mask.shape,
+        np.bincount(mask.ravel(), minlength=256),
+        np.bincount(mask[thin], minlength=256),
+        (invented, changes),
+        shift_correlation(np.asarray(gray), mask),
+        miniature(gray),
+        kept_at(mask, labels, input_size) if input_size else np.zeros((3, 256)),
+    )
 
 
 # ---- Findings ---------------------------------------------------------------------
 
 
 def _check_sizes(scenes: list[Measures], report: Report) -> None:
-    sizes = defaultdict(int)
-    for scene in scenes:
-        sizes[scene.size] += 1
-    most = sorted(sizes.items(), key=lambda item: -item[1])
-    words = [f"{h} x {w} ({n})" for (h, w), n in most[:4]]
+    most = Counter(scene.size for scene in scenes).most_common()
+    words = ", ".join(f"{h} x {w} ({n})" for (h, w), n in most[:4])
     more = f" and {len(most) - 4} other sizes" if len(most) > 4 else ""
-    report.add("note", "sizes", f"images are {', '.join(words)}{more}")
+    report.add("note", "sizes", f"images are {words}{more}")
 
 
 def _check_borders(scenes: list[Measures], labels: LabelSet, report: Report) -> None:
@@ -182,26 +231,26 @@ def _check_borders(scenes: list[Measures], labels: LabelSet, report: Report) -> 
     thin, changes = np.sum([s.borders for s in scenes], axis=0)
     total = thin / max(1, changes)
     worst = sorted(scenes, key=share, reverse=True)
-    certain = [scene for scene in worst if share(scene) > INVENTED]
+    usual = float(np.median([share(scene) for scene in scenes]))
+    limit = min(INVENTED, max(FEW, OUTLYING * usual))
+    certain = [scene for scene in worst if share(scene) > limit]
     if not certain and (total <= MAYBE_INVENTED or changes < 50):
         return
-    pixels = sum(s.counts for s in scenes)
-    shares = sum(s.thin for s in scenes) / np.maximum(pixels, 1)
+    shares = sum(s.thin for s in scenes) / np.maximum(sum(s.counts for s in scenes), 1)
     classes = sorted(labels.scored, key=lambda i: -shares[i])[:4]
     named = [f"{labels.names[i]} {shares[i]:.0%}" for i in classes if shares[i] > 0.2]
     most = f", most of all {', '.join(named)} of their pixels" if named else ""
-    shown = certain or worst[:MAX_FIGURES]
-    count = f"in {len(certain)} of {len(scenes)} masks" if certain else "overall"
+    where = f"in {len(certain)} of {len(scenes)} masks" if certain else "overall"
+    part = np.mean([share(s) for s in certain]) if certain else total
     report.add(
         "error" if certain else "warning",
         "borders",
-        f"{count} a third label lies between two others along "
-        f"{np.mean([share(s) for s in certain]) if certain else total:.0%} of the "
+        f"{where} a third label lies between two others along {part:.0%} of the "
         f"borders (usual are up to 15%){most}: the masks were probably scaled or "
         "drawn with anti-aliasing, which invents labels; make them anew with "
         "nearest-neighbor interpolation",
-        [s.name for s in shown],
-        lambda: [border_figure(s, labels) for s in shown[:MAX_FIGURES]],
+        [s.name for s in certain or worst[:MAX_FIGURES]],
+        partial(_figures, "thin", certain or worst, labels),
     )
 
 
@@ -211,38 +260,25 @@ def _check_shift(scenes: list[Measures], labels: LabelSet, report: Report) -> No
         return
     shift, clear = estimate_shift(sum(scene.shift for scene in known))
     if clear < MIN_PEAK:
-        report.add(
-            "note",
-            "shift",
-            "the borders of the masks follow the edges of the images too little to "
-            "measure whether they are shifted",
-        )
+        words = "the borders of the masks follow the edges of the images too little to"
+        report.add("note", "shift", f"{words} measure whether they are shifted")
         return
     groups = [known[i::6] for i in range(min(6, len(known)))]
     each = [estimate_shift(sum(s.shift for s in group))[0] for group in groups]
     spread = np.std(each, axis=0).max() if len(groups) > 1 else 1.0
     found = f"{_direction(shift)} (parts of the dataset differ by {spread:.1f})"
     if np.abs(shift).max() < HALF_A_PIXEL:
-        report.add(
-            "note",
-            "shift",
-            f"all masks together: {found}; half a pixel or more would be a warning",
-        )
+        words = f"all masks together: {found}; half a pixel or more would be a warning"
+        report.add("note", "shift", words)
     else:
         report.add(
             "error" if np.abs(shift).max() >= 1 else "warning",
             "shift",
             f"the masks are shifted against the images: {found}; scale images and "
             "masks with the same alignment of pixel centers",
-            draw=lambda: [edge_figure(s, labels, True) for s in known[:MAX_FIGURES]],
+            draw=partial(_figures, "part", known, labels),
         )
-    _check_single_shifts(known, shift, labels, report)
-
-
-def _check_single_shifts(
-    known: list[Measures], shift: np.ndarray, labels: LabelSet, report: Report
-) -> None:
-    """Report masks that are shifted otherwise than the others, or don't fit."""
+    # masks that are shifted otherwise than the others, or don't fit
     at = np.rint(shift).astype(int).clip(-REACH, REACH) + REACH
     off, strange = [], []
     for scene in known:
@@ -251,49 +287,38 @@ def _check_single_shifts(
         if clear > MIN_PEAK and distance >= 1.5:
             off.append((-distance, scene, own))
         elif (level := clearness(scene.shift, at)) < 1.5:
-            strange.append((level, scene))
-    off.sort(key=lambda item: item[0])
-    strange.sort(key=lambda item: item[0])
-    if off:
-        report.add(
-            "error",
-            "shift",
-            f"{plural(len(off), 'mask')} shifted against the image; the worst: "
-            f"{_direction(off[0][2])}",
-            [scene.name for _, scene, _ in off],
-            lambda: [edge_figure(s, labels) for _, s, _ in off[:MAX_FIGURES]],
-        )
-    if strange:
-        report.add(
-            "warning",
-            "fit",
-            f"{plural(len(strange), 'mask')} with borders that don't follow the edges "
-            "of the image: look whether it is the mask of another one",
-            [scene.name for _, scene in strange],
-            lambda: [edge_figure(s, labels) for _, s in strange[:MAX_FIGURES]],
-        )
+            strange.append((level, scene, own))
+    for severity, kind, items, words in (
+        ("error", "shift", off, "shifted against the image; the worst: "),
+        ("warning", "fit", strange, "with borders that don't follow the edges of the "
+         "image: look whether it is shifted, or the mask of another one"),
+    ):  # fmt: skip
+        if items:
+            items.sort(key=lambda item: item[0])
+            worst, end = [s for _, s, _ in items], _direction(items[0][2])
+            words = (
+                f"{plural(len(items), 'mask')} {words}{end if kind == 'shift' else ''}"
+            )
+            draw = partial(_figures, "edges", worst, labels)
+            report.add(severity, kind, words, [s.name for s in worst], draw)
 
 
 def _direction(shift: np.ndarray) -> str:
     down, right = shift
     vertical = f"{abs(down):.1f} pixels {'too low' if down > 0 else 'too high'}"
-    side = "right" if right > 0 else "left"
-    return f"{vertical}, {abs(right):.1f} too far {side}"
+    return f"{vertical}, {abs(right):.1f} too far {'right' if right > 0 else 'left'}"
 
 
 def _check_duplicates(scenes: list[Measures], report: Report) -> None:
-    splits = defaultdict(list)
+    splits = {scene.split: [] for scene in scenes}
     for scene in scenes:
         splits[scene.split].append(scene)
     found = []
-    names = list(splits)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            a, b = splits[one], splits[other]
-            level = np.array([s.small for s in a]) @ np.array([s.small for s in b]).T
-            nearest = level.argmax(0)
-            for k in np.flatnonzero(level.max(0) >= ALIKE):
-                found.append((float(level[nearest[k], k]), a[nearest[k]], b[k]))
+    for a, b in combinations(splits.values(), 2):
+        level = np.array([s.small for s in a]) @ np.array([s.small for s in b]).T
+        nearest = level.argmax(0)
+        for k in np.flatnonzero(level.max(0) >= ALIKE):
+            found.append((float(level[nearest[k], k]), a[nearest[k]], b[k]))
     found.sort(key=lambda item: -item[0])
     same = [item for item in found if item[0] >= SAME]
     for severity, items, words in (
@@ -307,29 +332,23 @@ def _check_duplicates(scenes: list[Measures], report: Report) -> None:
                 f"{plural(len(items), 'image')} {words}, so that scores measure "
                 "memory; split by sequence or by block (roadseg prepare --split)",
                 [f"{b.name} = {a.name}" for _, a, b in items],
-                partial(pair_figures, items[:2]),
+                partial(_pair_figures, items[:2]),
             )
 
 
 def _check_classes(scenes: list[Measures], labels: LabelSet, report: Report) -> None:
     splits = sorted({s.split for s in scenes}, key=lambda s: (s != "train", s))
     counts = {k: sum(s.counts for s in scenes if s.split == k) for k in splits}
-    scored = list(labels.scored)
+    scored, total = list(labels.scored), sum(counts.values())
     for split, pixels in counts.items():
         if not pixels[scored].sum():
             report.add("error", "labels", f"no mask of {split} has a labeled pixel")
-    empty = [s for s in scenes if not s.counts[scored].sum()]
-    if empty:
-        report.add(
-            "warning",
-            "labels",
-            f"{plural(len(empty), 'mask')} without a labeled pixel, of no use for "
-            "training",
-            [s.name for s in empty],
-            lambda: [edge_figure(s, labels) for s in empty[:MAX_FIGURES]],
-        )
-    total = sum(counts.values())
-    there = [i for i in scored if total[i]]
+    if empty := [s for s in scenes if not s.counts[scored].sum()]:
+        words = f"{plural(len(empty), 'mask')} without a labeled pixel, of no use for"
+        draw = partial(_figures, "edges", empty, labels)
+        files = [s.name for s in empty]
+        report.add("warning", "labels", f"{words} training", files, draw)
+    there, train = [i for i in scored if total[i]], counts.get("train", total)
     if len(there) == 1:
         report.add(
             "error",
@@ -338,33 +357,23 @@ def _check_classes(scenes: list[Measures], labels: LabelSet, report: Report) -> 
             f"{labels.ignore_index} is a class too and not ignored, convert the masks "
             f"with roadseg prepare --map {labels.ignore_index}=ID",
         )
-    train = counts.get("train", total)
-    for severity, which, words in (
+    partly = [i for i in there if train[i] and any(not n[i] for n in counts.values())]
+    rare = [i for i in there if total[i] < RARE * total[scored].sum()]
+    unseen = [i for i in there if not train[i]]
+    for severity, ids, words in (
         ("warning", [i for i in scored if not total[i]], "in no mask"),
-        (
-            "warning",
-            [i for i in there if not train[i]],
-            "in no mask of train, so that they can't be learned",
-        ),
-        (
-            "note",
-            [i for i in there if any(not counts[k][i] for k in splits) and train[i]],
-            "not in every split, so that some scores leave them out",
-        ),
-        (
-            "note",
-            [i for i in there if total[i] < RARE * total[scored].sum()],
-            f"rare (below {RARE:.1%} of the labeled pixels)",
-        ),
+        ("warning", unseen, "in no mask of train, so that they can't be learned"),
+        ("note", partly, "not in every split, so that some scores leave them out"),
+        ("note", rare, f"rare (below {RARE:.1%} of the labeled pixels)"),
     ):
-        if which:
-            names = ", ".join(labels.names[i] for i in which)
+        if ids:
+            names = ", ".join(labels.names[i] for i in ids)
             report.add(severity, "classes", f"{words}: {names}")
     rows = []
     for i in dict.fromkeys([*scored, labels.ignore_index]):
         name = labels.names[i] if i in scored else labels.ignored_name
         name += " (ignored)" if i not in scored and name != "ignored" else ""
-        cells = [f"{100 * counts[k][i] / counts[k].sum():.2f}" for k in splits]
+        cells = [f"{100 * n[i] / n.sum():.2f}" for n in counts.values()]
         rows.append((name, *cells, str(sum(s.counts[i] > 0 for s in scenes))))
     columns = ("class", *(f"{k} %" for k in splits), "images")
     report.tables.append(Table("Share of pixels", columns, tuple(rows)))
@@ -374,24 +383,85 @@ def _check_input_size(
     scenes: list[Measures], labels: LabelSet, size: tuple[int, int], report: Report
 ) -> None:
     right, true, predicted = sum(scene.kept for scene in scenes)
-    there = [i for i in labels.scored if true[i]]
-    if not there:
+    iou = {
+        labels.names[i]: right[i] / (true[i] + predicted[i] - right[i])
+        for i in labels.scored
+        if true[i]
+    }
+    if not iou:
         return
-    iou = {i: right[i] / (true[i] + predicted[i] - right[i]) for i in there}
-    height, width = size
     reduced = [s for s in scenes if s.kept[0].sum() < s.kept[1].sum()]
     worst = sorted(reduced, key=lambda s: s.kept[0].sum() / s.kept[1].sum())
-    lost = [labels.names[i] for i in there if iou[i] < 0.5]
+    lost = ", ".join(name for name, value in iou.items() if value < 0.5)
+    words = "{} x {}".format(*size)
     report.add(
         "warning" if lost else "note",
         "input size",
-        f"masks scaled to {height} x {width} and back have accuracy "
+        f"masks scaled to {words} and back have accuracy "
         f"{right.sum() / true.sum():.3f} and mIoU {np.mean(list(iou.values())):.3f}: "
         "labels predicted at this size can't score higher"
-        + (f"; below an IoU of 0.5: {', '.join(lost)}" if lost else ""),
+        + (f"; below an IoU of 0.5: {lost}" if lost else ""),
         [s.name for s in worst[:MAX_FIGURES]],
-        lambda: [lost_figure(s, labels, size) for s in worst[:MAX_FIGURES]],
+        partial(_figures, "lost", worst, labels, size),
     )
-    rows = tuple((labels.names[i], f"{iou[i]:.3f}") for i in there)
-    title = f"Best IoU at {height} x {width}"
-    report.tables.append(Table(title, ("class", "IoU"), rows))
+    rows = tuple((name, f"{value:.3f}") for name, value in iou.items())
+    report.tables.append(Table(f"Best IoU at {words}", ("class", "IoU"), rows))
+
+
+# ---- Figures of the page ----------------------------------------------------------
+
+
+def _figures(
+    kind: str, scenes: list[Measures], labels: LabelSet, size: tuple[int, int] = (0, 0)
+) -> list[Figure]:
+    """Draw the first scenes: their thin borders, lost pixels, or edges (of a part)."""
+    figures = []
+    for scene in scenes[:MAX_FIGURES]:
+        image, mask = scene.load(labels)
+        if kind == "thin":
+            where = thin_borders(mask, labels)[0]
+            image = _magnified(where, paint.overlay(image, mask, 1, labels))[0]
+            words = "The mask magnified where most borders have a third label between"
+        elif kind == "lost":
+            image = paint.error_map(mask, resized_mask(mask, size), labels)
+            words = "Pixels whose label changes, in orange"
+        else:
+            image = paint.overlay(image, mask, 0.25, labels)
+            if kind == "part":
+                image, mask = _magnified(_edges(mask), image, mask)
+            image[_edges(mask)] = (255, 0, 255)
+            words = "The image with the borders of its mask in magenta"
+        figures.append(Figure(image, f"{words}: {scene.name}"))
+    return figures
+
+
+def _pair_figures(items: list[tuple[float, Measures, Measures]]) -> list[Figure]:
+    """Show images beside those of another split."""
+    return [
+        Figure(
+            load_image(one.image).permute(1, 2, 0).numpy(),
+            f"The image {one.name}, correlation {level:.3f} with {other.name}",
+        )
+        for level, *pair in items
+        for one, other in (pair, pair[::-1])
+    ]
+
+
+def _magnified(pixels: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Return where most of some pixels are: 64 x 96 pixels, six times as large."""
+    step = max(1, min(pixels.shape) // 8)
+    density = np.asarray(Image.fromarray(pixels.astype(np.uint8) * 255).reduce(step))
+    at = np.unravel_index(density.argmax(), density.shape)
+    top, left = (
+        max(0, min(int((k + 0.5) * step) - side // 2, full - side))
+        for k, side, full in zip(at, (64, 96), pixels.shape, strict=True)
+    )
+    parts = [array[top : top + 64, left : left + 96] for array in arrays]
+    return [part.repeat(6, 0).repeat(6, 1) for part in parts]
+
+
+def _edges(mask: np.ndarray) -> np.ndarray:
+    edges = np.zeros(mask.shape, bool)
+    edges[1:] |= mask[1:] != mask[:-1]
+    edges[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    return edges

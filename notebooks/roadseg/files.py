@@ -12,16 +12,14 @@ import re
 import secrets
 import shutil
 import stat
-import struct
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import IO
 
 import requests
 from filelock import FileLock, Timeout
@@ -32,7 +30,7 @@ from roadseg.classes import RoadsegError
 PAUSE = 1  # seconds, before a download is tried again
 TIMEOUT = (5, 30)  # seconds: to connect, and between two pieces of an answer
 MAX_UNPACKED = 2 * 2**30  # bytes; dataset1 has 125 million
-MAX_DOWNLOAD = 2**30  # bytes; VGG16-BN's weights have 553 million
+MAX_DOWNLOAD = 2**30  # bytes; VGG16-BN's weights have 554 million
 LONGEST_NAME = 255  # characters of a file or folder name; some disks take fewer
 MANIFEST = ".fetched.json"  # written last: marks a folder as ours, and complete
 PATIENCE = 5  # seconds, before a wait for another process is reported
@@ -46,98 +44,85 @@ class DatasetError(RoadsegError, RuntimeError):
 
 
 def download(url: str, path: Path) -> None:
-    """Download a file; try once more if the server is there but didn't deliver.
-
-    Args:
-        url: Its address, http or https.
-        path: The file to write. After an error it holds what arrived until then.
+    """Download a file; try once more if the server fails or breaks off.
 
     Raises:
         DatasetError: If the server can't be reached or trusted, refuses, breaks off
             twice, sends more than `MAX_DOWNLOAD` bytes, or an invalid header.
-        OSError: If the file can't be written.
+        OSError: If the file can't be written; it holds what arrived until then.
     """
-    statuses: list[int] = []
     for attempt in (1, 2):
+        answer = None
         try:
-            with path.open("wb") as file:
-                for piece in _pieces(url, statuses):
+            answer = requests.get(url, stream=True, timeout=TIMEOUT)
+            with answer, path.open("wb") as file:
+                for piece in _pieces(answer):
                     file.write(piece)
             return
         except requests.RequestException as error:
-            # Without an answer, or with a refusal, a second attempt won't help.
-            refused = bool(statuses) and 400 <= statuses[-1] < 500
-            if attempt == 2 or refused or not statuses:
-                raise DatasetError(_download_failure(error, statuses)) from None
+            status = getattr(error.response, "status_code", 500)
+            if attempt == 2 or status < 500 or answer is None:  # or it won't help
+                reason = _download_failure(error, answer is not None)
+                raise DatasetError(reason) from None
+        except OSError as error:
+            if answer is not None:
+                raise  # the disk
+            raise DatasetError(_download_failure(error, False)) from None
         time.sleep(PAUSE)
 
 
-def _pieces(url: str, statuses: list[int]) -> Iterator[bytes]:
-    """Yield the content of a web page; append the status of each answer."""
-    hooks = {"response": lambda answer, **_: statuses.append(answer.status_code)}
-    try:
-        answer = requests.get(url, stream=True, timeout=TIMEOUT, hooks=hooks)
-    except requests.RequestException:
-        raise
-    except OSError as error:  # a file of certificates that doesn't exist
+def _pieces(answer: requests.Response) -> Iterator[bytes]:
+    """Yield the content of an answer, under a progress bar."""
+    answer.raise_for_status()
+    length = answer.headers.get("Content-Length", "0")
+    if not re.fullmatch("[0-9]+", length):
+        raise DatasetError(f"the server's answer has the invalid length {length!r}")
+    size = 0
+    with runtime.progress(None, "downloading", int(length) or None) as bar:
+        bar.unit, bar.unit_scale = "B", True
+        for piece in answer.iter_content(2**16):
+            size += len(piece)
+            if size > MAX_DOWNLOAD:
+                raise DatasetError(f"the server sends more than {MAX_DOWNLOAD} bytes")
+            yield piece
+            bar.update(len(piece))
+
+
+def _download_failure(error: OSError, answered: bool) -> str:
+    """Say why a download failed, and what to do about it."""
+    kind, cause = type(error).__name__, error
+    while cause.__context__ is not None:  # errors of requests wrap others
+        cause = cause.__context__
+    reason = getattr(cause, "strerror", None) or type(cause).__name__
+    if not isinstance(error, requests.RequestException):
         names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
         name = next((x for x in names if os.environ.get(x)), names[0])
-        raise DatasetError(
+        return (
             f"the certificates can't be read ({error}); unset {name}, or set it to an "
             "existing file of trusted certificates"
-        ) from None
-    with answer:
-        answer.raise_for_status()
-        length = answer.headers.get("Content-Length", "0")
-        if not re.fullmatch("[0-9]+", length):
-            raise DatasetError(f"the server's answer has the invalid length {length!r}")
-        size, total = 0, int(length)
-        with runtime.progress(None, "downloading", total or None) as bar:
-            bar.unit, bar.unit_scale = "B", True
-            for piece in answer.iter_content(2**16):
-                size += len(piece)
-                if size > MAX_DOWNLOAD:
-                    raise DatasetError(
-                        f"the server sends more than {MAX_DOWNLOAD} bytes"
-                    )
-                yield piece
-                bar.update(len(piece))
-
-
-def _download_failure(error: requests.RequestException, statuses: list[int]) -> str:
-    """Say why a download failed, and what to do about it."""
-    kind = type(error).__name__
+        )
     if isinstance(error, requests.exceptions.SSLError):
         return (
-            f"the server's certificate isn't trusted ({_cause(error)}); behind a "
-            "company's proxy, set REQUESTS_CA_BUNDLE to a file with its certificate"
+            f"the server's certificate isn't trusted ({reason}); behind a company's "
+            "proxy, set REQUESTS_CA_BUNDLE to a file with its certificate"
         )
     if isinstance(error, requests.exceptions.ProxyError):
         return (
-            f"the proxy can't be used ({_cause(error)}); check the environment "
-            "variables HTTPS_PROXY and HTTP_PROXY"
+            f"the proxy can't be used ({reason}); check the environment variables "
+            "HTTPS_PROXY and HTTP_PROXY"
         )
-    if not statuses:
-        if not isinstance(error, ValueError):
-            return f"cannot be reached ({kind}; no network?)"
-        # without the error's text, which may have a proxy's password in it
+    if error.response is not None:
+        status = error.response.status_code
+        return f"the server answered {status} instead of sending the file"
+    if answered:
+        return f"the download broke off ({kind}), twice"
+    if isinstance(error, ValueError):  # its text may have a proxy's password in it
         wrong = "a wrong address, or a wrong proxy in HTTPS_PROXY or HTTP_PROXY"
         return f"cannot be reached ({kind}: {wrong})"
-    if error.response is not None:
-        return f"the server answered {statuses[-1]} instead of sending the file"
-    return f"the download broke off ({kind}), twice"
-
-
-def _cause(error: BaseException) -> str:
-    """Return the message of the exception at the bottom of one that wraps others."""
-    while True:
-        wrapped = (getattr(error, "reason", None), *error.args)
-        inner = next((x for x in wrapped if isinstance(x, BaseException)), None)
-        if inner is None:
-            words = error.strerror if isinstance(error, OSError) else None
-            text = " ".join(str(words or error).split())
-            return text.split(" object at 0x")[-1].partition(": ")[2] or text
-        error = inner
+    return (
+        f"cannot be reached ({kind}); check the network connection, and behind a "
+        "company's proxy the environment variable HTTPS_PROXY"
+    )
 
 
 # ---- Extract ----------------------------------------------------------------------
@@ -149,25 +134,21 @@ def extract(
     """Copy files out of a zip archive or a folder into another folder.
 
     Args:
-        source: The archive; or the folder, of which files that are one to three
-            folders deep are seen.
+        source: The archive; or the folder, with files one to three folders deep.
         folder: Where the copies go; folders in it are created.
         choose: Called with the names of all files in source, with / between their
             parts, it says for each place in folder which of them goes there.
 
     Raises:
-        DatasetError: If source is neither a folder nor a zip archive, is damaged, or
-            has members that point outside it, are links, have names too long for a
-            disk, are compressed by another method than deflate, or together would
-            take more than `MAX_UNPACKED` bytes. Nothing of an unsafe archive is
-            copied.
+        DatasetError: If source is no archive, is damaged, or unsafe (see
+            `_safe_members`): nothing of an unsafe archive is copied.
         OSError: If the disk can't be read or written.
     """
     if source.is_dir():
         depths = ("*/*", "*/*/*", "*/*/*/*")
-        found = chain.from_iterable(source.glob(depth) for depth in depths)
-        files = {f.relative_to(source).as_posix(): f for f in found if f.is_file()}
-        for place, name in _progress(choose(list(files))):
+        found = [f for depth in depths for f in source.glob(depth) if f.is_file()]
+        files = {f.relative_to(source).as_posix(): f for f in found}
+        for place, name in choose(list(files)).items():
             with files[name].open("rb") as file:
                 _copy(file, folder / place)
         return
@@ -176,16 +157,13 @@ def extract(
     with archive:
         with _archive_errors(source):
             members = _safe_members(archive)
-        for place, name in _progress(choose(list(members))):
+        chosen = choose(list(members)).items()
+        for place, name in runtime.progress(chosen, "extracting"):
             with _archive_errors(source), archive.open(members[name]) as member:
                 _copy(member, folder / place)
 
 
-def _progress(places: dict[str, str]) -> Iterator[tuple[str, str]]:
-    return iter(runtime.progress(places.items(), "extracting"))
-
-
-def _copy(file: BinaryIO, path: Path) -> None:
+def _copy(file: IO[bytes], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as copy:
         shutil.copyfileobj(file, copy)
@@ -196,13 +174,9 @@ def _archive_errors(path: Path) -> Iterator[None]:
     """Turn whatever zipfile raises about an archive into a DatasetError."""
     try:
         yield
-    except DatasetError:
+    except (DatasetError, MemoryError):
         raise
-    except (
-        *(zipfile.BadZipFile, zlib.error, EOFError, struct.error, OverflowError),
-        *(RuntimeError, ValueError, OSError),
-    ) as error:
-        # RuntimeError: encrypted, or a compression that zipfile doesn't know.
+    except Exception as error:  # a damaged archive may raise anything
         # OSError: the disk, except for EINVAL, a position before the beginning of the
         # archive, and ENAMETOOLONG, a member's name.
         if isinstance(error, OSError):
@@ -222,30 +196,34 @@ def _safe_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """Return the files of an archive by their names, with / as the separator.
 
     Raises:
-        DatasetError: If extracting them could write elsewhere, or fill the disk.
+        DatasetError: If a member points outside the archive, is a link, has a name
+            that is too long, or is compressed by another method than deflate; or if
+            all together would take more than `MAX_UNPACKED` bytes.
     """
-    members = {}
+    members, size = {}, 0
     for member in archive.infolist():
         # some programs on Windows write backslashes, against the standard
-        name = member.filename.replace("\\", "/")
+        name, wrong = member.filename.replace("\\", "/"), None
         if ".." in name.split("/") or re.match("/|[A-Za-z]:", name):
-            raise DatasetError(f"unsafe archive: {name!r} points outside of it")
-        if any(len(part) > LONGEST_NAME for part in name.split("/")):
-            raise DatasetError(
-                f"unsafe archive: a file in it has a name of over {LONGEST_NAME} "
-                f"characters, which no disk takes: {name[:40]!r}..."
+            wrong = "points outside of it"
+        elif any(len(part) > LONGEST_NAME for part in name.split("/")):
+            name = name[:40] + "..."
+            wrong = (
+                f"has a name of over {LONGEST_NAME} characters, more than disks take"
             )
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise DatasetError(f"unsafe archive: {name!r} is a symbolic link")
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        elif stat.S_ISLNK(member.external_attr >> 16):
+            wrong = "is a symbolic link"
+        elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # zipfile inflates these without a limit, whatever size is declared
-            raise DatasetError(
-                f"unsafe archive: {name!r} is compressed by another method than "
-                "deflate; create an ordinary zip file"
+            wrong = (
+                "is compressed by another method than deflate; create an ordinary "
+                "zip file"
             )
+        if wrong:
+            raise DatasetError(f"unsafe archive: {name!r} {wrong}")
         if not name.endswith("/"):
             members[name] = member
-    size = sum(member.file_size for member in archive.infolist())
+        size += member.file_size
     if size > MAX_UNPACKED:
         raise DatasetError(
             f"unsafe archive: it unpacks to {size} bytes, more than {MAX_UNPACKED}"
@@ -262,9 +240,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     The draft is in the same folder, which is created if necessary, and has the same
     ending. If the block fails, the draft is deleted and the file stays as it was.
-
-    Raises:
-        OSError: If the disk can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{_draft_prefix(path)}{secrets.token_hex(4)}{path.suffix}")
@@ -281,9 +256,6 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
     Its parent folder is temporary too: a place for intermediate files. If the block
     fails, both are deleted and the target stays as it was.
-
-    Raises:
-        OSError: If the disk can't be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=_draft_prefix(target), dir=target.parent) as temp:
@@ -309,27 +281,24 @@ def _draft_prefix(path: Path) -> str:
 def locked(path: Path, what: str | None = None) -> Iterator[bool]:
     """Hold a lock that other processes wait for; say so after a few seconds of waiting.
 
+    Yields whether the lock is held. It is not on file systems that have no locks: there
+    a warning is printed and the work goes on.
+
     Args:
         path: The lock file; its folder is created if necessary.
         what: What is being worked on, for the message. Default: the folder.
-
-    Yields:
-        Whether the lock is held. It is not on file systems that have no locks: there
-        a warning is printed and the work goes on.
-
-    Raises:
-        OSError: If the lock file can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     what = what or runtime.display_path(path.parent)
-    lock = FileLock(path)
-    held = True
+    lock, held, start = FileLock(path), True, time.monotonic()
     try:
         try:
             lock.acquire(timeout=PATIENCE)
         except Timeout:
             print(f"Waiting for another process that is working on {what}", flush=True)
             lock.acquire()
+            waited = runtime.format_duration(time.monotonic() - start)
+            print(f"The other process has finished, after {waited}", flush=True)
     except (NotImplementedError, OSError) as error:  # the first from older filelock
         lockless = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
         if isinstance(error, OSError) and error.errno not in lockless:
@@ -359,8 +328,7 @@ def build_dir(
 
     Args:
         target: The folder.
-        fill: Called with the new, empty folder, it fills it and returns the source
-            in words.
+        fill: Fills the new, empty folder and returns its source in words.
         complete: Whether nothing is missing in a folder that an earlier call created;
             a DatasetError means no.
         source: The required source; by default, any.

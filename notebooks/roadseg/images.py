@@ -1,6 +1,7 @@
 """Read one image or one mask, whatever format it has, or say what is wrong with it."""
 
 import os
+import re
 import struct
 import threading
 from collections import defaultdict
@@ -51,17 +52,29 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "a JPEG file"),
-    (b"\x89PNG", "a PNG file"),
-    (b"PK\3\4", "a zip archive"),
-    (b"%PDF", "a PDF document"),
-    (b"\x1aE\xdf\xa3", "a video (Matroska or WebM)"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"\xff\x0a", "a JPEG XL file, which Pillow does not read; save it as PNG"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL file, which Pillow does not read; save it as PNG"),
-    (b"version https://git-lfs", "a Git LFS pointer; get the file with git lfs pull"),
-    (b"\0\x05\x16\x07", "a macOS resource fork, not the image itself"),
+_HEIC = "is a HEIC file; to read it, install the package pillow-heif"
+_JXL = "is a JPEG XL file, which Pillow does not read; save it as PNG"
+_OTHERS = (  # what the first bytes of a file that is no readable image say
+    (rb"\Z", "is empty"),
+    (rb"\0+\Z", "holds nothing but zeros"),
+    (
+        rb"....ftypavi[fs]",
+        "is an AVIF file, which this Pillow does not read",
+    ),
+    (rb"....ftyp(hei[cxms]|hevc|mif1)", _HEIC),
+    (rb"....ftyp", "is a video (MP4 or QuickTime)"),
+    (rb"RIFF....AVI ", "is a video (AVI)"),
+    (rb"\x1aE\xdf\xa3", "is a video (Matroska or WebM)"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", _JXL),
+    (rb"\xff\xd8\xff", "is a JPEG file"),
+    (rb"\x89PNG", "is a PNG file"),
+    (rb"PK\x03\x04", "is a zip archive"),
+    (rb"%PDF", "is a PDF document"),
+    (rb"\x93NUMPY", "is a NumPy array"),
+    (rb"version https://git-lfs", "is a Git LFS pointer; get it with git lfs pull"),
+    (rb"\0\x05\x16\x07", "is a macOS resource fork, not the image itself"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<!doctype html|<html)", "is a web page"),
+    (rb"(?i).*<svg", "is an SVG drawing; export it as PNG"),
 )
 
 
@@ -84,27 +97,6 @@ def image_suffixes() -> frozenset[str]:
     known = Image.registered_extensions() if _formats() else {}
     readable = {ending for ending, kind in known.items() if kind in _formats()}
     return frozenset(readable | _RAW | {".heic", ".heif", ".hif", ".jxl", ".avif"})
-
-
-def _what_is(start: bytes) -> str:
-    """Describe a file that is not a readable image by its first bytes."""
-    if start[4:8] == b"ftyp":
-        if start[8:12] in (b"avif", b"avis"):
-            return "an AVIF file, which this version of Pillow does not read"
-        if start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1"):
-            return "a HEIC file; to read it, install the package pillow-heif"
-        return "a video (MP4 or QuickTime)"
-    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
-        return "a video (AVI)"
-    text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "a web page"
-    if b"<svg" in text:
-        return "an SVG drawing; export it as PNG"
-    if not start.strip(b"\0"):
-        return "holds nothing but zeros" if start else "empty"
-    named = (words for magic, words in _SIGNATURES if start.startswith(magic))
-    return next(named, "not an image that Pillow reads")
 
 
 class _PixelLimit:
@@ -142,8 +134,8 @@ def _opened(source: Path | BytesIO, start: bytes) -> Iterator[Image.Image]:
                 )
             yield image
     except Image.UnidentifiedImageError:
-        what = _what_is(start)
-        raise DatasetError(what if what.startswith("holds") else f"is {what}") from None
+        told = (words for what, words in _OTHERS if re.match(what, start, re.DOTALL))
+        raise DatasetError(next(told, "is not an image that Pillow reads")) from None
     except (
         *(OSError, SyntaxError, ValueError, EOFError, OverflowError),
         *(struct.error, TypeError, LookupError),  # malformed EXIF data

@@ -120,11 +120,7 @@ def predict(
     depend on the height of the strips (with `hflip_tta`, but for ties by rounding).
 
     Args:
-        model: See `predict_probabilities`, as for the other arguments.
-        images: (N, 3, H, W) uint8, or float 0 to 1.
-        input_size: See `input_size_for`.
-        hflip_tta: Average with the flipped images.
-        labels: The network's classes.
+        model, images, input_size, hflip_tta, labels: See `predict_probabilities`.
 
     Returns:
         (N, H, W) uint8 ids of scored classes, on the CPU, at the images' own size.
@@ -153,15 +149,13 @@ def predict_tiled(
     falls linearly while that of the next rises, so no seam shows.
 
     Args:
-        model: See `predict_probabilities`.
+        model, hflip_tta, labels: See `predict_probabilities`.
         image: (3, H, W) uint8, or float 0 to 1.
         tile: Height and width of a tile, in pixels of the image; best the size at
             which the network was trained.
         overlap: Pixels that neighboring tiles share at least; without it, a quarter of
             the smaller side of a tile.
         input_size: See `input_size_for`, here for one tile. None does not resize.
-        hflip_tta: Average with the flipped tiles.
-        labels: The network's classes.
 
     Returns:
         (H, W) uint8 ids of scored classes, on the CPU.
@@ -228,10 +222,8 @@ def predict_scenes(
     """Predict all scenes, with a progress bar.
 
     Args:
-        model: See `predict_probabilities`.
+        model, input_size, hflip_tta: See `predict_probabilities`.
         scenes: Images, and the label set of the network.
-        input_size: See `input_size_for`.
-        hflip_tta: Average with the flipped images.
         batch_size: Images at a time; fewer if they are large.
 
     Returns:
@@ -247,15 +239,7 @@ def evaluate(
     hflip_tta: bool = False,
     batch_size: int = 4,
 ) -> Scores:
-    """Predict scenes and score them at the size of their masks.
-
-    Args:
-        model: See `predict_scenes`, as for the other arguments.
-        scenes: Images, masks, and their label set.
-        input_size: See `input_size_for`.
-        hflip_tta: Average with the flipped images.
-        batch_size: Images at a time; fewer if they are large.
-    """
+    """Predict scenes like `predict_scenes`; score them at the size of their masks."""
     masks = _predictions(model, scenes, input_size, hflip_tta, batch_size)
     return compute_scores(scenes.masks, masks, scenes.labels)
 

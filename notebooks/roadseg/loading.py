@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,26 +41,18 @@ def first_label(scenes: Dataset) -> int:
     )
 
 
-class _Column(Sequence):
-    """The images, or the masks, of a dataset that only has pairs."""
-
-    def __init__(self, dataset: Dataset, part: int) -> None:
-        self.dataset, self.part = dataset, part
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, i: int) -> Tensor:
-        if i >= len(self):
-            raise IndexError(i)
-        return self.dataset[i][self.part]
-
-
 def columns_of(scenes: Dataset) -> Any:
-    """Return something with ``images`` and ``masks``: RoadScenes are it already."""
+    """Return something with ``images`` and ``masks``: RoadScenes are it already.
+
+    Those of a dataset that only has pairs can be gone through once.
+    """
     if hasattr(scenes, "images") and hasattr(scenes, "masks"):
         return scenes
-    return SimpleNamespace(images=_Column(scenes, 0), masks=_Column(scenes, 1))
+
+    def column(part: int) -> Iterator[Tensor]:
+        return (scenes[i][part] for i in range(len(scenes)))
+
+    return SimpleNamespace(images=column(0), masks=column(1))
 
 
 class _Indexed(Dataset):

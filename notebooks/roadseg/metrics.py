@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from roadseg.classes import CAMVID, LabelError, LabelSet, RoadsegError, is_camvid
@@ -215,28 +216,23 @@ def boundary_iou(
     both = torch.zeros(labels.num_scored, dtype=torch.float64)
     either = both.clone()
     for truth, predicted in zip(truths, predictions, strict=True):
-        truth, predicted = _plain(truth).cpu().numpy(), _plain(predicted).cpu().numpy()
-        predicted = np.where(
-            truth == labels.ignore_index, labels.ignore_index, predicted
-        )
+        truth, predicted = _plain(truth).cpu(), _plain(predicted).cpu()
+        ignored = truth == labels.ignore_index
         width = distance or max(1, round(0.02 * math.hypot(*truth.shape)))
         for i, class_id in enumerate(labels.scored):
-            a, b = (_boundary(m == class_id, width) for m in (truth, predicted))
-            both[i] += np.count_nonzero(a & b)
-            either[i] += np.count_nonzero(a | b)
+            a = _boundary(truth == class_id, width)
+            b = _boundary((predicted == class_id) & ~ignored, width)
+            both[i] += (a & b).sum()
+            either[i] += (a | b).sum()
     return both / either
 
 
-def _boundary(region: np.ndarray, width: int) -> np.ndarray:
+def _boundary(region: Tensor, width: int) -> Tensor:
     """Return the pixels of a region within `width` of its edge or of the image's."""
-    inside = np.pad(region, width)
-    for axis in (0, 1):
-        inside, span = np.moveaxis(inside, axis, 0), 1
-        while span < 2 * width + 1:  # the window's minimum, by doubling
-            step = min(span, 2 * width + 1 - span)
-            inside, span = inside[:-step] & inside[step:], span + step
-        inside = np.moveaxis(inside, 0, axis)
-    return region & ~inside
+    outside = F.pad((~region).float(), (width,) * 4, value=1)[None]
+    for kernel in ((2 * width + 1, 1), (1, 2 * width + 1)):
+        outside = F.max_pool2d(outside, kernel, stride=1)
+    return region & (outside[0] > 0)
 
 
 # ---- Baselines --------------------------------------------------------------------
@@ -261,22 +257,15 @@ def spatial_prior(train: Scenes) -> Tensor:
         (num_scored, H, W) float32, the share of training images, 0 to 1.
 
     Raises:
-        ValueError: If the masks differ in size.
+        ValueError: If the masks differ in size, or there are none.
     """
-    labels = train.labels
-    total = None
+    sizes = {tuple(mask.shape) for mask in train.masks}
+    if len(sizes) != 1:
+        raise ValueError(f"the spatial prior needs masks of one size, not {sizes}")
+    total = torch.zeros(train.labels.num_scored + 1, *sizes.pop())
     for mask in train.masks:
-        channels = _channels(mask, labels)
-        if total is None:
-            total = torch.zeros(labels.num_scored + 1, *channels.shape)
-        if total.shape[1:] != channels.shape:
-            raise ValueError(
-                "the spatial prior needs masks of one size, not "
-                f"{tuple(total.shape[1:])} and {tuple(channels.shape)}"
-            )
-        total.scatter_add_(0, channels[None], torch.ones(1, *channels.shape))
-    if total is None:
-        raise ScoreError("there are no training masks to take a spatial prior from")
+        channels = _channels(mask, train.labels)[None]
+        total.scatter_add_(0, channels, torch.ones(channels.shape))
     return total[:-1] / len(train.masks)
 
 
@@ -346,16 +335,6 @@ def reliability(
     )
 
 
-def expected_calibration_error(
-    probabilities: Iterable[Tensor],
-    truths: Iterable[Tensor],
-    labels: LabelSet = CAMVID,
-    bins: int = 15,
-) -> float:
-    """Return the `ece` of `reliability`, 0 (calibrated) to 1."""
-    return reliability(probabilities, truths, labels, bins).ece
-
-
 def fit_temperature(
     logits: Iterable[Tensor],
     truths: Iterable[Tensor],
@@ -405,17 +384,6 @@ def fit_temperature(
 # ---- Uncertainty ------------------------------------------------------------------
 
 
-def _resample(n: int, block_length: int, samples: int, seed: int) -> Tensor:
-    """Return (samples, n) float64: how often each of n frames is drawn, in blocks."""
-    if not 1 <= block_length <= n:
-        raise ValueError(f"block_length is {block_length}, not between 1 and {n}")
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(n, (samples, -(-n // block_length), 1), generator=generator)
-    drawn = (starts + torch.arange(block_length)).flatten(1)[:, :n] % n
-    counts = torch.zeros(samples, n, dtype=torch.float64)
-    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
-
-
 def block_bootstrap(
     confusions: Tensor,
     block_length: int,
@@ -445,7 +413,14 @@ def block_bootstrap(
     Raises:
         ValueError: If the block is longer than the sequence.
     """
-    counts = _resample(len(confusions), block_length, samples, seed)
+    n = len(confusions)
+    if not 1 <= block_length <= n:
+        raise ValueError(f"block_length is {block_length}, not between 1 and {n}")
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(n, (samples, -(-n // block_length), 1), generator=generator)
+    drawn = (starts + torch.arange(block_length)).flatten(1)[:, :n] % n
+    counts = torch.zeros(samples, n, dtype=torch.float64)  # how often each is drawn
+    counts.scatter_add_(1, drawn, torch.ones_like(counts))
     sums = torch.einsum("sf,fij->sij", counts, _plain(confusions).double())
     return np.array([statistic(Scores.from_confusion(s, labels)) for s in sums])
 

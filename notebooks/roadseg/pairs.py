@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -95,7 +96,15 @@ class Problems:
         """The files, each with its folder, of each reason."""
         return {reason: sorted(names) for reason, names in self._files.items()}
 
-    def raise_if_any(self) -> None:
+    def attempt(self, path: Path, load: Callable, *args: object) -> Any:
+        """Return what a file holds; None if it is wrong, which is added."""
+        try:
+            return load(path, *args)
+        except DatasetError as error:
+            self.add(path, error)
+            return None
+
+    def raise_if_any(self, notes: Iterable[str] = ()) -> None:
         """Raise a DatasetError of one line: the first files of each kind, counts."""
         if not self._files:
             return
@@ -108,7 +117,7 @@ class Problems:
         count = len({name for names in self._files.values() for name in names})
         start = f"{count} files cannot be used: " if count > 1 else ""
         end = f"; and {len(parts) - 5} other problems" if len(parts) > 5 else ""
-        raise DatasetError(start + "; ".join(parts[:5]) + end)
+        raise DatasetError("; ".join([start + "; ".join(parts[:5]) + end, *notes]))
 
 
 @dataclass(frozen=True)
@@ -143,27 +152,21 @@ def find_pairs(
             message names them.
     """
     layout = layout or find_layout(folder, split)
-    tolerant, notes = problems is not None, []
-    problems = problems if tolerant else Problems()
-    images, masks = (
-        _by_stem(folder / sub, problems, notes) for sub in layout.folders(split)
-    )
+    strict, notes = problems is None, []
+    problems = Problems() if strict else problems
+    subs = layout.folders(split)
+    images, masks = (_by_stem(folder / sub, problems, notes) for sub in subs)
     if not images:
-        empty = layout.folders(split)[0]
-        raise DatasetError("; ".join([f"{empty} holds no images", *notes]))
+        raise DatasetError("; ".join([f"{subs[0]} holds no images", *notes]))
     stems, suffixes = match_names(images, masks)
     if suffixes:
-        mask_folder = layout.folders(split)[1]
-        notes.append(f"{mask_folder}: mask names end in {' or '.join(suffixes)}")
+        notes.append(f"{subs[1]}: mask names end in {' or '.join(suffixes)}")
     for stem in images.keys() - stems.keys():
-        problems.add(images[stem], f"has no mask in {layout.folders(split)[1]}")
+        problems.add(images[stem], f"has no mask in {subs[1]}")
     for stem in masks.keys() - stems.values():
-        problems.add(masks[stem], f"has no image in {layout.folders(split)[0]}")
-    try:
-        if not tolerant:
-            problems.raise_if_any()
-    except DatasetError as error:
-        raise DatasetError("; ".join([str(error), *notes])) from None
+        problems.add(masks[stem], f"has no image in {subs[0]}")
+    if strict:
+        problems.raise_if_any(notes)
     names = {_nfc(images[stem].name): stem for stem in stems}
     order = [names[name] for name in sorted(names)]
     return Pairs(
@@ -239,36 +242,36 @@ def header_sizes(found: Pairs) -> list[tuple[int, int]]:
     return [size for size, _ in _load(found, image_size, image_size, "listing")]
 
 
+def in_threads(work: Callable, *columns: list, desc: str) -> Iterator:
+    """Yield what a function returns for each row of the columns, in their order."""
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the GIL
+        done = pool.map(work, *columns)
+        try:
+            yield from runtime.progress(done, desc, total=len(columns[0]))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def _load(
     found: Pairs, load_image: Callable, load_mask: Callable, what: str
 ) -> Iterator[list]:
     problems = Problems()
 
-    def work(*paths: Path) -> list:
-        pair = []
-        for path, load in zip(paths, (load_image, load_mask), strict=True):
-            try:
-                pair.append(load(path))
-            except DatasetError as error:
-                problems.add(path, error)
-        if len(pair) == 2:
-            image, mask = (getattr(part, "shape", part)[-2:] for part in pair)
-            if image != mask:
-                other = (
-                    f"is {mask[0]} x {mask[1]}, but its image {image[0]} x {image[1]}"
-                )
-                problems.add(paths[1], other)
+    def work(image_path: Path, mask_path: Path) -> list | None:
+        pair = [
+            problems.attempt(image_path, load_image),
+            problems.attempt(mask_path, load_mask),
+        ]
+        if any(part is None for part in pair):
+            return None
+        image, mask = (tuple(getattr(part, "shape", part))[-2:] for part in pair)
+        if image != mask:
+            words = "is {} x {}, but its image {} x {}".format(*mask, *image)
+            problems.add(mask_path, words)
         return pair
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the GIL
-        done = pool.map(work, found.images, found.masks)
-        try:
-            total = len(found.names)
-            for pair in runtime.progress(done, f"{what} {found.split}", total=total):
-                if len(pair) == 2:
-                    yield pair
-        finally:
-            pool.shutdown(cancel_futures=True)
+    desc = f"{what} {found.split}"
+    yield from filter(None, in_threads(work, found.images, found.masks, desc=desc))
     problems.raise_if_any()
 
 
@@ -286,12 +289,10 @@ class LazyFiles(Sequence):
         """Return what a file holds, or some of the files, not decoded yet."""
         if isinstance(i, slice):
             return self.pick(range(len(self))[i])
-        path, problems = self._paths[i], Problems()
-        try:
-            return self._kind(self._load(path))
-        except DatasetError as error:
-            problems.add(path, error)
-        return problems.raise_if_any()
+        problems = Problems()
+        found = problems.attempt(self._paths[i], self._load)
+        problems.raise_if_any()
+        return self._kind(found)
 
     def pick(self, indices: Iterable[int]) -> "LazyFiles":
         """Return some of the files, in this order."""

@@ -15,10 +15,8 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, NoNorm
 from matplotlib.figure import Figure
@@ -40,7 +38,6 @@ from roadseg.charts import (  # noqa: F401 (notebooks get them from here)
     draw_matrix,
     plot_class_iou,
     plot_confusion_matrix,
-    plot_history,
     use_style,
 )
 from roadseg.classes import CAMVID, LabelSet, colorize
@@ -273,18 +270,6 @@ def _as_many(items: Sequence | None, images: Sequence, what: str) -> Sequence:
     return items
 
 
-def prediction(image, truth, predicted, labels: LabelSet = CAMVID) -> Figure:
-    """Draw an image, its true mask, the predicted one and the errors, two by two.
-
-    Args:
-        image: An image.
-        truth: Its mask.
-        predicted: The predicted mask.
-        labels: The classes.
-    """
-    return _predictions([image], [truth], [predicted], 2, (), labels)
-
-
 def predictions(
     images: Sequence,
     truths: Sequence,
@@ -292,7 +277,7 @@ def predictions(
     titles: Sequence[str] | None = None,
     labels: LabelSet = CAMVID,
 ) -> Figure:
-    """Draw what `prediction` draws for several scenes, one in each row.
+    """Draw images, their true masks, the predicted ones and the errors, a row each.
 
     Args:
         images: Images.
@@ -304,10 +289,6 @@ def predictions(
     rows = () if titles is None else _as_many(titles, images, "titles")
     truths = _as_many(truths, images, "masks")
     predicted = _as_many(predicted, images, "predictions")
-    return _predictions(images, truths, predicted, 4, rows, labels)
-
-
-def _predictions(images, truths, predicted, columns, rows, labels) -> Figure:
     cells: list[tuple[str | None, object]] = []
     for image, truth, guess in zip(images, truths, predicted, strict=True):
         truth = as_ids(truth, labels, as_rgb(image).shape[:2])
@@ -318,7 +299,7 @@ def _predictions(images, truths, predicted, columns, rows, labels) -> Figure:
     ids = [np.unique(x) for _, x in cells if as_array(x).ndim == 2]
     patches = _class_patches(np.concatenate(ids), labels) if ids else []
     patches += [_patch("Right", RIGHT), _patch("Wrong", WRONG)]
-    return _mosaic(cells, columns, patches, rows, labels)
+    return _mosaic(cells, 4, patches, rows, labels)
 
 
 def _mosaic(
@@ -353,33 +334,3 @@ def _mosaic(
     if patches:
         _legend(fig, patches)
     return fig
-
-
-def feature_maps(
-    features: torch.Tensor | Mapping[str, torch.Tensor],
-    channels: Sequence[int] = range(6),
-) -> Figure:
-    """Draw a few channels of a feature map in a row, bright where they are large.
-
-    Each channel has its own scale, from its minimum to its maximum.
-
-    Args:
-        features: (C, H, W) or (1, C, H, W) floats; or several by name, a row each.
-        channels: Which channels.
-    """
-    rows = features if isinstance(features, Mapping) else {"": features}
-    cells: list[tuple[str | None, object]] = []
-    for name, values in rows.items():
-        maps = as_array(values)
-        maps = maps[0] if maps.ndim == 4 and len(maps) == 1 else maps
-        if maps.ndim != 3 or max(channels) >= len(maps):
-            raise ValueError(
-                f"a feature map has the shape (C, H, W) with C above {max(channels)}, "
-                f"{name or 'this one'} {maps.shape}"
-            )
-        for channel in channels:
-            title = f"Channel {channel}" if len(cells) < len(channels) else None
-            span = np.ptp(maps[channel]) or 1
-            scaled = (maps[channel] - maps[channel].min()) / span
-            cells.append((title, mpl.colormaps["magma"](scaled, bytes=True)[..., :3]))
-    return _mosaic(cells, len(channels), rows=[name for name in rows if name])

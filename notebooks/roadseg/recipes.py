@@ -189,10 +189,15 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "full",
-            (Phase(6, 96, 128), Phase(12, 160, 224), Phase(7, 256, 352)),
+            # varied sizes at the end: a network of one size depends on its canvas
+            (
+                *(Phase(8, 96, 128), Phase(24, 160, 224)),
+                *(Phase(1, 320, 448), Phase(1, 192, 256), Phase(1, 256, 352)) * 8,
+            ),
             (256, 352),
             batch_size=4,
             class_weight_power=1 / 3,
+            ema_decay=0.998,
         ),
     )
 }

@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +16,9 @@ from roadseg.classes import LabelSet
 SEVERITIES = ("error", "warning", "note")
 """An error makes training or scores wrong, a warning may, a note is information."""
 
-MAX_FILES = 5
-"""Files that a finding names in text; the page names `MAX_LISTED`."""
+MAX_FILES, MAX_LISTED = 5, 50
+"""Files that a finding names in text, and on the page."""
 
-MAX_LISTED = 50
 MAX_SIDE = 560  # pixels of an image on the page
 
 
@@ -30,11 +29,10 @@ def plural(count: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """An image on the page: (H, W, 3) uint8, its caption, what it shows in words."""
+    """An image on the page, (H, W, 3) uint8, and what it shows in words."""
 
     image: np.ndarray
     caption: str
-    alt: str
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class Finding:
 
     def named(self, most: int) -> str:
         """Return the files, no more than `most` by name."""
-        shown = ", ".join(self.files[:most])
         more = len(self.files) - most
+        shown = ", ".join(self.files[:most])
         return f"{shown} and {more} more" if more > 0 else shown
 
 
@@ -74,10 +72,12 @@ class Table:
         """Return the table as lines with aligned columns."""
         grid = [self.columns, *self.rows]
         widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-        lines = []
-        for first, *rest in grid:
-            cells = [cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
-            lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+        lines = [
+            "  ".join(
+                [first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]
+            ).rstrip()
+            for first, *rest in grid
+        ]
         return "\n".join([f"{self.title}:", *lines])
 
 
@@ -106,9 +106,12 @@ class Report:
         draw: Callable[[], Sequence[Figure]] | None = None,
     ) -> None:
         """Add a finding; see `Finding` for the arguments."""
-        if severity not in SEVERITIES:
-            raise ValueError(f"a severity is one of {SEVERITIES}, not {severity!r}")
         self.findings.append(Finding(severity, check, message, tuple(files), draw))
+
+    def add_files(self, check: str, by_reason: Mapping[str, Sequence[str]]) -> None:
+        """Add an error for each reason for which files can't be used."""
+        for reason, names in by_reason.items():
+            self.add("error", check, f"{plural(len(names), 'file')}: {reason}", names)
 
     def count(self, severity: str) -> int:
         """Return the number of findings of a severity."""
@@ -126,18 +129,17 @@ class Report:
     def summary(self) -> str:
         """The number of errors, warnings and notes, in words."""
         numbers = [(self.count(severity), severity) for severity in SEVERITIES]
-        return ", ".join(f"{n or 'no'} {word}{'s' * (n != 1)}" for n, word in numbers)
+        return ", ".join(plural(n or "no", word) for n, word in numbers)
 
     def __str__(self) -> str:
         """Return a line for each finding, the tables, and the summary."""
         lines = []
-        for finding in self.ordered():
-            named = f" ({finding.named(MAX_FILES)})" if finding.files else ""
-            start = f"{finding.severity:<8} {finding.check:<11} "
-            lines.append(f"{start}{finding.message}{named}")
+        for f in self.ordered():
+            named = f" ({f.named(MAX_FILES)})" if f.files else ""
+            lines.append(f"{f.severity:<8} {f.check:<11} {f.message}{named}")
         blocks = ["\n".join(lines), *map(str, self.tables)]
-        text = "\n\n".join(filter(None, blocks))
-        return f"{text}\n\n{self.title}: {self.summary}"
+        blocks.append(f"{self.title}: {self.summary}")
+        return "\n\n".join(filter(None, blocks))
 
     def save_html(self, path: Path) -> None:
         """Write everything, with images of the worst, to one self-contained page.
@@ -146,8 +148,7 @@ class Report:
             OSError: If the file can't be written.
         """
         with files.atomic_write(Path(path)) as draft:
-            text = _page(self)
-            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+            draft.write_text(_page(self), encoding="utf-8", errors="backslashreplace")
 
 
 # ---- The page ---------------------------------------------------------------------
@@ -155,34 +156,27 @@ class Report:
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b2733; background: #fff;
   max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; line-height: 1.25; }
-h2 { font-size: 1.2rem; margin-top: 2rem; }
-h3 { font-size: 1rem; margin: 0; }
-section.finding { border-left: 5px solid #0072b2; margin: 1rem 0;
-  padding: .1rem 0 .1rem .9rem; }
-section.error { border-color: #b3261e; } section.warning { border-color: #e69f00; }
-p { margin: .3rem 0; }
-.files { color: #55606b; font-size: .9rem; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0; }
-figure { margin: 0; max-width: 27rem; } img { max-width: 100%; height: auto; }
-figcaption { font-size: .85rem; color: #55606b; }
+section { border-left: 5px solid #0072b2; margin: 1rem 0; padding-left: .9rem; }
+.error { border-color: #b3261e; } .warning { border-color: #e69f00; }
+h3, p { margin: .3rem 0; font-size: 1rem; }
+figure { display: inline-block; max-width: 27rem; margin: .6rem 1rem 0 0; }
+img { max-width: 100%; height: auto; }
+.files, figcaption { color: #55606b; font-size: .9rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; }
 th, td { padding: .15rem .7rem; border-bottom: 1px solid #d9dfe5; text-align: right; }
-th:first-child { text-align: left; font-weight: normal; }
-thead th, thead th:first-child { font-weight: bold; }
-ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem;
-  padding: 0; }
-.legend svg { width: 1em; height: 1em; vertical-align: -.12em; margin-right: .35em; }
+th:first-child { text-align: left; } tbody th { font-weight: normal; }
+.legend { list-style: none; padding: 0; } .legend li { display: inline-block;
+  margin-right: 1.2rem; } .legend svg { width: 1em; margin-right: .35em; }
 """
 
 
 def _page(report: Report) -> str:
-    text = html.escape
+    title = html.escape(report.title)
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(report.title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{text(report.title)}</h1>\n<p>{report.summary}</p>",
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n<h1>{title}</h1>\n<p>{report.summary}</p>",
         "<h2>Findings</h2>" if report.findings else "",
         *map(_section, report.ordered()),
         _legend(report.labels) if report.labels else "",
@@ -192,56 +186,49 @@ def _page(report: Report) -> str:
 
 
 def _section(finding: Finding) -> str:
-    lines = [
-        f'<section class="finding {finding.severity}">',
-        f"<h3>{finding.severity.title()}: {html.escape(finding.check)}</h3>",
-        f"<p>{html.escape(finding.message)}</p>",
-    ]
-    if finding.files:
-        listed = html.escape(finding.named(MAX_LISTED))
-        lines.append(f'<p class="files">{listed}</p>')
-    figures = finding.draw() if finding.draw else ()
-    if figures:
-        lines += ['<div class="figures">', *map(_figure, figures), "</div>"]
-    return "\n".join([*lines, "</section>"])
+    text = html.escape
+    files = f'<p class="files">{text(finding.named(MAX_LISTED))}</p>\n'
+    return (
+        f'<section class="{finding.severity}">\n'
+        f"<h3>{finding.severity.title()}: {text(finding.check)}</h3>\n"
+        f"<p>{text(finding.message)}</p>\n{files if finding.files else ''}"
+        f"{''.join(map(_figure, finding.draw() if finding.draw else ()))}</section>"
+    )
 
 
 def _figure(figure: Figure) -> str:
-    image = Image.fromarray(figure.image)
+    image, file = Image.fromarray(figure.image), io.BytesIO()
     image.thumbnail((MAX_SIDE, MAX_SIDE))
-    file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode()
+    words = html.escape(figure.caption)
     return (
         f'<figure><img src="data:image/jpeg;base64,{data}" width="{image.width}" '
-        f'height="{image.height}" alt="{html.escape(figure.alt)}">'
-        f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
+        f'height="{image.height}" alt="{words}">'
+        f"<figcaption>{words}</figcaption></figure>\n"
     )
 
 
 def _legend(labels: LabelSet) -> str:
-    entries = dict(zip(labels.names, labels.colors, strict=True))
-    entries.setdefault(labels.ignored_name, (0, 0, 0))
+    colors = dict(zip(labels.names, labels.colors, strict=True))
+    colors.setdefault(labels.ignored_name, (0, 0, 0))
     items = [
         f'<li><svg viewBox="0 0 9 9" aria-hidden="true"><rect width="9" height="9" '
         f'fill="rgb{color}" stroke="#66727e"/></svg>{html.escape(name)}</li>'
-        for name, color in entries.items()
+        for name, color in colors.items()
     ]
     return "\n".join(['<h2>Colors</h2>\n<ul class="legend">', *items, "</ul>"])
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in table.columns)
-    rows = []
-    for first, *rest in table.rows:
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
-        rows.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
-    return "\n".join(
-        [
-            f'<h2>{html.escape(table.title)}</h2>\n<div class="wide" tabindex="0" '
-            f'role="region" aria-label="{html.escape(table.title)}">',
-            f"<table><thead><tr>{head}</tr></thead>\n<tbody>",
-            *rows,
-            "</tbody></table></div>",
-        ]
+    def row(cells: Sequence[str], tag: str, scope: str) -> str:
+        first, *rest = map(html.escape, cells)
+        others = "".join(f"<{tag}>{cell}</{tag}>" for cell in rest)
+        return f'<tr><th scope="{scope}">{first}</th>{others}</tr>\n'
+
+    title, body = html.escape(table.title), [row(r, "td", "row") for r in table.rows]
+    return (
+        f'<h2>{title}</h2>\n<div class="wide" tabindex="0" role="region" '
+        f'aria-label="{title}">\n<table><thead>{row(table.columns, "th", "col")}'
+        f"</thead>\n<tbody>{''.join(body)}</tbody></table></div>"
     )

@@ -6,8 +6,8 @@ Settings are read from the environment, once, at the first call of `settings`:
 * ``ROADSEG_DEVICE``: cpu, cuda, cuda:1, mps. Default: cuda if there is one, else cpu.
 * ``ROADSEG_RECIPE``: how to train. Default: the profile's recipe.
 * ``ROADSEG_DATA``: the folder for downloads. Default: ``data/``.
-* ``ROADSEG_OUTPUT``: the folder for checkpoints and scores. Default: ``build/``, in
-  Colab a folder on Google Drive if that is mounted.
+* ``ROADSEG_OUTPUT``: the folder for checkpoints and scores. Default: ``build/``.
+  In Colab, both are in a folder on Google Drive if that is mounted.
 * ``ROADSEG_DATASET1``, ``ROADSEG_CAMVID_TEST``: local copies of the datasets.
 * ``ROADSEG_VGG16_BN``: a local file with pretrained encoder weights.
 * ``ROADSEG_PROGRESS``: 0 hides progress bars.
@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import random
+import re
 import sys
 import textwrap
 import time
@@ -46,7 +47,7 @@ class SettingsError(RoadsegError, ValueError):
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of everything a run of the course does.
+    """How much of everything a run of the course does; sizes are in pixels.
 
     Attributes:
         name: quick, cpu, or gpu.
@@ -55,12 +56,10 @@ class Profile:
         pretrained: Whether to look for pretrained encoder weights.
         deterministic: Whether a run repeats exactly: fp32, and no progress bars.
         recipe: Name of the training recipe.
-        synthetic_size: Height and width of synthetic scenes, in pixels.
+        synthetic_size: Height and width of synthetic scenes.
         synthetic_counts: Number of synthetic scenes for training and for testing.
-        demo_size: Height and width in the small trainings that illustrate a point,
-            in pixels.
-        demo_images: Number of images in these trainings.
-        demo_steps: Number of optimizer steps in these trainings.
+        demo_size, demo_images, demo_steps: Height and width, number of images, and
+            number of optimizer steps in the small trainings that illustrate a point.
     """
 
     name: str
@@ -90,14 +89,13 @@ class Settings:
     """All settings of a run; get them from `settings`, change them by `configure`.
 
     Attributes:
-        profile: How much of everything to do.
-        profile_source: Where the profile comes from, in words.
+        profile, profile_source: How much of everything to do, and why, in words.
         device: The device that models run on.
-        data_dir: Folder of datasets and encoder weights; it may not exist yet.
-        output_dir: This profile's folder for results; it may not exist yet.
+        data_dir, output_dir: Folder of datasets and encoder weights, and this profile's
+            folder for results; they may not exist yet.
         recipe: Name of the training recipe; None for the profile's own.
-        dataset1, camvid_test: Local copies of the datasets, zip files or folders.
-        vgg16_bn: Local file of pretrained encoder weights.
+        dataset1, camvid_test, vgg16_bn: Local copies of the datasets, zip files or
+            folders, and of pretrained encoder weights.
         progress: Whether progress bars may be shown.
     """
 
@@ -113,33 +111,33 @@ class Settings:
     progress: bool = True
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
-        """Read the settings from variables, or the environment; empty ones don't count.
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read the settings from environment variables; empty ones don't count.
 
         Raises:
             SettingsError: If ``ROADSEG_PROFILE`` or ``ROADSEG_DEVICE`` has a value
                 that can't be used.
         """
 
-        environ = os.environ if environ is None else environ
-
         def path(name: str) -> Path | None:
             value = environ.get(f"ROADSEG_{name}")
             return Path(value).expanduser().resolve() if value else None
 
         chosen = _device(environ.get("ROADSEG_DEVICE"), environ.get("LOCAL_RANK"))
-        wanted, source = environ.get("ROADSEG_PROFILE"), "set by ROADSEG_PROFILE"
-        here = _profile_named(wanted) if wanted else None
-        if here is None:
+        if wanted := environ.get("ROADSEG_PROFILE"):
+            here, source = _profile_named(wanted), "set by ROADSEG_PROFILE"
+        else:
             here, source = _default_profile(chosen)
         home = repo_root() or Path.cwd()
-        on_drive = DRIVE / "roadseg" if in_colab() and DRIVE.is_dir() else None
+        data, output = home / "data", home / "build"
+        if in_colab() and DRIVE.is_dir():
+            data, output = DRIVE / "roadseg" / "data", DRIVE / "roadseg"
         return cls(
             profile=here,
             profile_source=source,
             device=chosen,
-            data_dir=path("DATA") or home / "data",
-            output_dir=(path("OUTPUT") or on_drive or home / "build") / here.name,
+            data_dir=path("DATA") or data,
+            output_dir=(path("OUTPUT") or output) / here.name,
             recipe=environ.get("ROADSEG_RECIPE") or None,
             dataset1=path("DATASET1"),
             camvid_test=path("CAMVID_TEST"),
@@ -150,9 +148,9 @@ class Settings:
 
 def _profile_named(name: str) -> Profile:
     if name not in PROFILES:
+        known = ", ".join(PROFILES)
         raise SettingsError(
-            f"there is no profile {name!r}: set ROADSEG_PROFILE to one of "
-            f"{', '.join(PROFILES)}"
+            f"there is no profile {name!r}: set ROADSEG_PROFILE to one of {known}"
         )
     return PROFILES[name]
 
@@ -166,34 +164,64 @@ def _default_profile(device: torch.device) -> tuple[Profile, str]:
 def _device(wanted: str | torch.device | None, rank: str | None) -> torch.device:
     """Return a device that works here: the wanted one, else CUDA, else the CPU.
 
-    Of several processes started by a launcher, each has its own GPU; rank is its
-    number. MPS is never the default, because the course isn't tested on it.
+    Of several processes started by a launcher, the one with this rank has the GPU of
+    this number. MPS is never the default, because the course isn't tested on it.
     """
-    if not wanted:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(rank)) if rank else torch.device("cuda")
-    try:
-        torch.zeros(1, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(
-            f"ROADSEG_DEVICE={str(wanted)!r} can't be used here ({error}); "
-            "unset it, or set it to cpu"
-        ) from None
-    return torch.device(wanted)
+    if wanted:
+        try:
+            device = torch.device(wanted)
+            problem = _gpu_problem(device)
+            if not problem:
+                torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            problem = error
+        if problem:
+            raise SettingsError(
+                f"ROADSEG_DEVICE={str(wanted)!r} can't be used here ({problem}); "
+                "unset it, or set it to cpu"
+            )
+        return device
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(rank)) if rank else torch.device("cuda")
+    if problem := _gpu_problem(device):
+        print(
+            f"The GPU can't be used, so everything runs on the CPU: {problem}. On "
+            "Kaggle, choose the accelerator GPU T4 x2; elsewhere, install a PyTorch "
+            "for this GPU (https://pytorch.org/get-started/locally/)."
+        )
+        return torch.device("cpu")
+    return device
+
+
+def _gpu_problem(device: torch.device) -> str | None:
+    """Say why PyTorch has no code for a GPU; None if it has, or if it is no GPU.
+
+    Machine code (sm_80) runs on GPUs of the same major version and the same or a later
+    minor one, sm_90a on 9.0 alone, and PTX (compute_80) on all later GPUs.
+    """
+    if device.type != "cuda":
+        return None
+    gpu = torch.cuda.get_device_capability(device)
+    built_for = ", ".join(torch.cuda.get_arch_list())
+    for kind, *numbers, exact in re.findall(r"(sm|compute)_(\d+)(\d)(a?)", built_for):
+        code = tuple(map(int, numbers))
+        later = code < gpu and (kind == "compute" or code[0] == gpu[0])
+        if code == gpu or (later and not exact):
+            return None
+    if "sm_" not in built_for:  # AMD's GPUs have other names
+        return None
+    return (
+        f"the {torch.cuda.get_device_name(device)} has compute capability "
+        f"{gpu[0]}.{gpu[1]}, and this PyTorch was built for {built_for}"
+    )
 
 
 _current: Settings | None = None
 
 
 def settings() -> Settings:
-    """Return the settings, read from the environment at the first call.
-
-    Later calls return the same object, whatever happens to the environment.
-
-    Raises:
-        SettingsError: If an environment variable has a value that can't be used.
-    """
+    """Return the settings, read from the environment at the first call only."""
     global _current
     if _current is None:
         _current = Settings.from_env()
@@ -203,10 +231,8 @@ def settings() -> Settings:
 def configure(**changes: Any) -> Settings:
     """Replace settings, for command-line options and tests; return the new ones.
 
-    Args:
-        changes: Fields of `Settings` with their new values. A profile may be given
-            by its name, a device or a path as a string. With another profile, an
-            output folder that ends in the old profile's name changes with it.
+    Profile, device and paths may be strings. With another profile, an output folder
+    that ends in the old profile's name changes with it.
 
     Raises:
         SettingsError: If there is no such profile or device.
@@ -255,11 +281,7 @@ def data_dir() -> Path:
 
 
 def output_dir() -> Path:
-    """Return this profile's folder for results, without creating it.
-
-    In Colab it is on Google Drive if that is mounted, so that results survive when
-    Colab disconnects the runtime.
-    """
+    """Return this profile's folder for results, without creating it."""
     return settings().output_dir
 
 
@@ -294,11 +316,7 @@ def amp_dtype(
     A GPU decides by its compute capability: bf16 from 8.0 on, else fp16. A CPU is
     measured, once per process: bf16 halves the time of a convolution on processors
     with instructions for it, and doubles it on others. Deterministic profiles use
-    fp32 for exact repetition.
-
-    Args:
-        device: Where to train. Default: this run's device.
-        profile: Default: this run's profile.
+    fp32 for exact repetition. Device and profile default to this run's.
     """
     where = settings().device if device is None else torch.device(device)
     if (profile or settings().profile).deterministic:
@@ -309,12 +327,7 @@ def amp_dtype(
 
 
 def supports_dtype(precision: str, device: torch.device | str | None = None) -> bool:
-    """Return whether a device has a precision in hardware: a T4 has no bf16.
-
-    Args:
-        precision: bf16, fp16, or fp32.
-        device: Default: this run's device.
-    """
+    """Return whether a device has bf16, fp16, or fp32 in hardware: a T4 has no bf16."""
     where = settings().device if device is None else torch.device(device)
     if precision == "bf16" and where.type == "cuda":
         return torch.cuda.get_device_capability(where)[0] >= 8
@@ -335,9 +348,10 @@ def _bf16_is_faster() -> bool:
 @torch.enable_grad()
 def _step_seconds(dtype: torch.dtype) -> float:
     """Return the seconds of one training step of a convolution on the CPU."""
-    weight = torch.ones(128, 128, 3, 3).to(memory_format=torch.channels_last)
-    weight.requires_grad_()  # a layer would draw random numbers
-    x = torch.ones(4, 128, 56, 56).to(memory_format=torch.channels_last)
+    order = {"memory_format": torch.channels_last}
+    # a layer would draw random numbers
+    weight = torch.ones(128, 128, 3, 3).to(**order).requires_grad_()
+    x = torch.ones(4, 128, 56, 56).to(**order)
     start = time.perf_counter()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         y = torch.nn.functional.conv2d(x, weight, padding=1)
@@ -348,9 +362,7 @@ def _step_seconds(dtype: torch.dtype) -> float:
 def autocast(model_or_device: torch.nn.Module | torch.device | str) -> torch.autocast:
     """Return a context in which a model predicts in its device's `amp_dtype`.
 
-    Args:
-        model_or_device: The model, wherever it is, or a device. A model without
-            parameters counts as being on this run's device.
+    A model without parameters counts as being on this run's device.
     """
     where = model_or_device
     if isinstance(where, torch.nn.Module):
@@ -387,37 +399,20 @@ def progress(iterable: Iterable | None, desc: str, total: int | None = None) -> 
     """Pass items on under a progress bar, which shows only if it takes seconds.
 
     The bar goes to standard output and is erased at the end, so a notebook keeps no
-    trace of it. Pipes and log files get none.
-
-    Args:
-        iterable: The items; None for a bar that is updated by hand.
-        desc: What is going on.
-        total: Number of items, where the iterable doesn't know it.
+    trace of it. Pipes and log files get none. Without items, it is updated by hand.
     """
     visible = sys.stdout.isatty() or "ipykernel" in sys.modules
-    allowed = settings().progress and not settings().profile.deterministic
-    return tqdm(
-        iterable,
-        desc=desc,
-        total=total,
-        leave=False,
-        delay=1,
-        mininterval=0.5,
-        file=sys.stdout,
-        disable=not (visible and allowed),
-    )
+    hidden = not (visible and settings().progress and not profile().deterministic)
+    options = {"leave": False, "delay": 1, "mininterval": 0.5, "file": sys.stdout}
+    return tqdm(iterable, desc=desc, total=total, disable=hidden, **options)
 
 
 def banner(text: str, width: int = 72) -> str:
-    """Return a text in a frame that can't be missed, for what changes every score.
-
-    Args:
-        text: One paragraph, or several with a blank line between them.
-        width: Columns inside the frame.
-    """
+    """Return a text in a frame that can't be missed, for what changes every score."""
     lines: list[str] = []
     for paragraph in text.split("\n"):
-        lines += textwrap.wrap(paragraph, width) or [""]
+        # an address stays whole, so that it can be copied
+        lines += textwrap.wrap(paragraph, width, break_long_words=False) or [""]
     edge = "!" * (width + 6)
     return "\n".join([edge, *(f"!! {line:<{width}} !!" for line in lines), edge])
 
@@ -432,21 +427,17 @@ def format_duration(seconds: float) -> str:
 
 def hardware_info() -> str:
     """Return the processor, or the GPU and the processor, in words."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        processor = re.search(r"model name\s*:\s*(.+)", text)[1]
+    except (OSError, TypeError):
+        processor = platform.processor() or platform.machine()
     cores = os.cpu_count() or 1
-    words = f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"
+    words = f"{processor}, {cores} core{'s' if cores > 1 else ''}"
     if device().type == "cuda":
         gpu = torch.cuda.get_device_properties(device())
         words = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB ({words})"
     return words
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        names = [x.split(":")[1] for x in text.splitlines() if "model name" in x]
-        return names[0].strip()
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
 
 
 def versions(packages: Iterable[str] = ("torch", "torchvision", "numpy")) -> str:
@@ -464,31 +455,23 @@ def print_environment(**facts: object) -> None:
     """Print what a notebook runs on: profile, machine, versions, and more facts.
 
     In Colab it also says where results go, and where to click if there is no GPU.
-
-    Args:
-        facts: Further lines, such as ``data=scenes.description`` or
-            ``weights=weights.source``.
     """
     here = settings()
-    lines = {
-        "profile": f"{here.profile.name} ({here.profile_source})",
-        "machine": hardware_info(),
-        "versions": versions(),
-        **facts,
-    }
-    if in_colab():
-        lines["results"] = _where_results_go()
-    for name, value in lines.items():
+    print(f"profile  {here.profile.name} ({here.profile_source})")
+    print(f"machine  {hardware_info()}\nversions {versions()}")
+    for name, value in facts.items():
         print(f"{name:<9}{value}")
-    if in_colab() and here.device.type == "cpu":
+    if not in_colab():
+        return
+    print(f"results  {_where_results_go(here.output_dir)}")
+    if here.device.type == "cpu":
         print(
             "No GPU here. In Colab: Runtime > Change runtime type > T4 GPU > Save, "
             "then Runtime > Run all."
         )
 
 
-def _where_results_go() -> str:
-    folder = output_dir()
+def _where_results_go(folder: Path) -> str:
     if folder.is_relative_to(DRIVE):
         return f"on Google Drive, where they stay: {folder.relative_to(DRIVE.parent)}"
     if folder.parent != (repo_root() or Path.cwd()) / "build":

@@ -15,7 +15,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -200,11 +200,7 @@ class RoadScenes(torch.utils.data.Dataset):
         sequences: The part of each name before its last underscore, which in CamVid
             is the sequence: ``0001TP_006690.png`` is a frame of 0001TP. Names
             without an underscore belong to a sequence "".
-        labels: The classes.
-        is_real: False for synthetic scenes.
-        folder: Where the files are.
-        split: ``train``, ``test`` or another.
-        transform: What is called with (image, mask), or None.
+        labels, is_real, folder, split, transform: The arguments.
     """
 
     def __init__(
@@ -366,15 +362,14 @@ def _check_scene(
 ) -> None:
     if Path(name).name != name or not name.lower().endswith(".png"):
         raise DatasetError(f"the file name of a scene ends in .png; {name!r} does not")
-    if not image.dtype == mask.dtype == np.uint8:
-        raise DatasetError(f"{name}: wanted uint8, not {image.dtype} and {mask.dtype}")
-    if image.shape != (*mask.shape, 3) or mask.ndim != 2:
+    found = (image.dtype, mask.dtype, image.shape, mask.ndim)
+    if found != (np.uint8, np.uint8, (*mask.shape, 3), 2):
         raise DatasetError(
-            f"{name}: wanted shapes (H, W, 3) and (H, W), not {image.shape} and "
-            f"{mask.shape}"
+            f"{name}: wanted uint8 of the shapes (H, W, 3) and (H, W), not "
+            f"{image.dtype} {image.shape} and {mask.dtype} {mask.shape}"
         )
-    if unknown := sorted(set(np.unique(mask).tolist()) - set(labels.ids)):
-        raise DatasetError(f"{name} holds the label {unknown[0]}, which is no class id")
+    if unknown := set(np.unique(mask).tolist()) - set(labels.ids):
+        raise DatasetError(f"{name} holds the label {min(unknown)}, which is no class")
 
 
 # ---- Splits -----------------------------------------------------------------------
@@ -426,11 +421,18 @@ def split_by_block(
     Raises:
         SplitError: If the fraction leaves either side without a block.
     """
-    length = max(1, min(BLOCK, int(len(scenes) * fraction / 2)))
-    frames = Counter(scenes.sequences)
+    return _divide(scenes, held_out_blocks(scenes.sequences, fraction, seed))
+
+
+def held_out_blocks(
+    sequences: Sequence[str], fraction: float = 0.2, seed: int = 0
+) -> np.ndarray:
+    """Return (N,) bool: which frames of these sequences `split_by_block` holds out."""
+    length = max(1, min(BLOCK, int(len(sequences) * fraction / 2)))
+    frames = Counter(sequences)
     seen: Counter[str] = Counter()
     blocks = []
-    for name in scenes.sequences:
+    for name in sequences:
         count = max(1, round(frames[name] / length))  # of nearly equal blocks
         blocks.append(f"{name} {seen[name] * count // frames[name]}")
         seen[name] += 1
@@ -442,7 +444,7 @@ def split_by_block(
         )
     # as scikit-learn's GroupShuffleSplit; NumPy keeps RandomState's numbers forever
     order = np.random.RandomState(seed).permutation(len(distinct))
-    return _divide(scenes, np.isin(block_of, order[:wanted]))
+    return np.isin(block_of, order[:wanted])
 
 
 def _divide(scenes: RoadScenes, held_out: np.ndarray) -> tuple[RoadScenes, RoadScenes]:

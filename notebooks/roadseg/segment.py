@@ -117,7 +117,7 @@ def kind_of(path: Path) -> Literal["image", "video"] | None:
         is_image = True
     except DatasetError:
         is_image = False
-    if is_image and not _may_be_animated(path):
+    if is_image and _pages(path) == 1:
         return "image"
     try:
         if video.is_video(path):
@@ -128,16 +128,6 @@ def kind_of(path: Path) -> Literal["image", "video"] | None:
     if not is_image and ending in VIDEO_ENDINGS:
         return "video"
     return "image" if is_image or ending in images.image_suffixes() else None
-
-
-def _may_be_animated(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(12)
-    return (
-        start.startswith((b"GIF8", b"\x89PNG"))
-        or start[8:] in (b"WEBP", b"avis")
-        or start[4:6] in (b"\x11\xaf", b"\x12\xaf")  # FLI and FLC
-    )
 
 
 def find_conflict(files: Iterable[Input], out: Path) -> str | None:
@@ -223,7 +213,7 @@ def segment_video(
     result.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomic_dir(Path(f"{result}_masks")) as masks,
-        video.VideoWriter(Path(f"{result}_overlay.mp4")) as writer,
+        video.open_writer(Path(f"{result}_overlay.mp4")) as writer,
     ):
         for frame in _every(reader, every):
             image = torch.from_numpy(frame.image).permute(2, 0, 1)

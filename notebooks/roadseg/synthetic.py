@@ -13,7 +13,6 @@ score on them says that the code runs, and nothing about real roads.
 from collections.abc import Iterator
 from functools import partial
 from math import copysign, cos, exp, pi, sin
-from operator import index
 
 import numpy as np
 from numpy.random import Generator, default_rng
@@ -426,22 +425,12 @@ class _Street:
         return image.clip(0, 255).astype(np.uint8), mask
 
 
-def _checked(count: int, size: tuple[int, int], seed: int) -> tuple[int, int]:
-    """Return the size as two ints; raise ValueError if anything is out of range."""
-    for name, value in (("count", count), ("seed", seed)):
-        if value < 0:
-            raise ValueError(f"{name} must be 0 or more, not {value}")
-    try:
-        height, width = map(index, size)
-    except (TypeError, ValueError):
-        height = width = 0
+def _check_size(size: tuple[int, int]) -> None:
     low, high = SMALLEST, LARGEST
-    if not (low[0] <= height <= high[0] and low[1] <= width <= high[1]):
+    if not all(a <= side <= b for a, side, b in zip(low, size, high, strict=True)):
         raise ValueError(
-            f"size must be (height, width), whole pixels from {SMALLEST} to {LARGEST}, "
-            f"not {size!r}"
+            f"size must be (height, width), from {low} to {high}, not {size!r}"
         )
-    return height, width
 
 
 def draw_scene(seed: int, size: tuple[int, int] = (360, 480)) -> Scene:
@@ -459,7 +448,7 @@ def draw_scene(seed: int, size: tuple[int, int] = (360, 480)) -> Scene:
     Raises:
         ValueError: If the seed is negative or the size out of range.
     """
-    size = _checked(0, size, seed)
+    _check_size(size)
     return _Street(seed).frame(0, size)
 
 
@@ -473,26 +462,22 @@ def draw_scenes(
     whatever the count.
 
     Args:
-        count: Number of scenes, 0 or more.
+        count: Number of scenes.
         size: Height and width in pixels, (32, 48) to (720, 960).
         seed: 0 or more. Another seed gives other streets under the same names.
 
-    Returns:
-        An iterator over (filename, image, mask), each drawn when asked for: names
-        like ``Drawn01_000030.png`` (sequence and video frame), images and masks as
+    Yields:
+        (filename, image, mask), each drawn when asked for: names like
+        ``Drawn01_000030.png`` (sequence and video frame), images and masks as
         `draw_scene` returns them.
 
     Raises:
-        ValueError: If count or seed is negative or the size out of range.
+        ValueError: If the seed is negative or the size out of range.
     """
-    size = _checked(count, size, seed)
-
-    def scenes():
-        for i in range(count):
-            sequence, frame = divmod(i, SEQUENCE_FRAMES)
-            if frame == 0:
-                street = _Street(seed, sequence + 1)
-            name = f"Drawn{sequence + 1:02}_{30 * (frame + 1):06}.png"
-            yield name, *street.frame(frame, size)
-
-    return scenes()
+    _check_size(size)
+    for i in range(count):
+        sequence, frame = divmod(i, SEQUENCE_FRAMES)
+        if frame == 0:
+            street = _Street(seed, sequence + 1)
+        name = f"Drawn{sequence + 1:02}_{30 * (frame + 1):06}.png"
+        yield name, *street.frame(frame, size)

@@ -77,6 +77,28 @@ def load_or_train(
     return saved
 
 
+def load_or_pretrained(train: RoadScenes, encoder: EncoderWeights) -> SavedModel:
+    """Return the finished training of this profile, or else the network that ships.
+
+    On synthetic scenes, which the network that ships has never seen, and without its
+    file, one is trained instead, as `load_or_train` does.
+
+    Args:
+        train: Training scenes.
+        encoder: Encoder weights to start from.
+
+    Returns:
+        The network, in evaluation mode on this run's device, and its metadata.
+    """
+    own = runtime.output_dir() / Recipe.for_profile().name / MODEL
+    if own.exists() or not train.is_real or not weights.PRETRAINED.exists():
+        return load_or_train(train, encoder)
+    print("no training of your own yet: using the network that ships with the course")
+    saved = weights.load_pretrained()
+    saved.model.to(runtime.device())
+    return saved
+
+
 def _find_or_train(
     train: RoadScenes,
     encoder: EncoderWeights,

@@ -76,17 +76,8 @@ def is_video(path: str | os.PathLike) -> bool:
     return False
 
 
-def read_frames(path: str | os.PathLike) -> "FrameReader":
-    """Open a video; iterating over the result yields `Frame` objects.
-
-    Raises:
-        VideoError: If PyAV is not installed or the file cannot be read as a video.
-    """
-    return FrameReader(path)
-
-
 class FrameReader:
-    """An iterable over the frames of a video that can be decoded.
+    """A video; iterating over it yields the frames that can be decoded.
 
     The times are the timestamps in the file, so variable frame rates are kept. The
     rotation noted in the file is applied. Frames that FFmpeg cannot decode, or that
@@ -99,6 +90,9 @@ class FrameReader:
         decoded: How many frames were decoded so far.
         damaged: Times of frames that could not be decoded, in seconds.
         incomplete: Whether the file ended early. Known after the last frame.
+
+    Raises:
+        VideoError: If PyAV is not installed or the file cannot be read as a video.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -227,59 +221,20 @@ class FrameReader:
         return f"{self.path.name}: {'; '.join(found)}" if found else None
 
 
-def write_video(
-    path: str | os.PathLike, frames: Iterable[np.ndarray], times: Iterable[float]
-) -> None:
-    """Write an MP4 file (H.264) from frames and their times.
-
-    Args:
-        path: The file; it appears only when it is complete.
-        frames: Images (H, W, 3) uint8, RGB.
-        times: Seconds from the start, increasing, one for each frame.
-
-    Raises:
-        VideoError: If PyAV is not installed, has no H.264 encoder, or there is no
-            frame.
-        OSError: If the file cannot be written completely.
-    """
-    with VideoWriter(path) as writer:
-        for image, time in zip(frames, times, strict=True):
-            writer.write(image, time)
+read_frames = FrameReader
 
 
 class VideoWriter:
     """Writes frames to an MP4 file that browsers play: H.264, yuv420p, index first.
 
-    A context manager. When the block ends without an error, the file is opened, its
-    frames are decoded and counted, and only then does it take its name. Odd heights
-    and widths are padded by one pixel, because yuv420p needs even ones. Frames of
-    another size than the first are scaled to it.
+    Comes from `open_writer`. Odd heights and widths are padded by one pixel, because
+    yuv420p needs even ones. Frames of another size than the first are scaled to it.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path).absolute()  # FFmpeg takes "a:b.mp4" for an address
-        self.written = 0
+    def __init__(self, path: Path, draft: Path) -> None:
+        self.path, self._draft = path, draft
+        self.written, self._last_tick = 0, -1
         self._file = self._stream = None
-        self._last_tick = -1
-
-    def __enter__(self) -> "VideoWriter":
-        self._pending = contextlib.ExitStack()
-        self._draft = self._pending.enter_context(atomic_write(self.path))
-        return self
-
-    def __exit__(self, *error) -> bool | None:
-        try:
-            if error[0] is None:
-                with self._explained():
-                    self._finish()
-        except BaseException as failure:
-            error = (type(failure), failure, failure.__traceback__)
-            self._abandon()
-            self._pending.__exit__(*error)
-            raise
-        if error[0] is not None:
-            self._abandon()
-        return self._pending.__exit__(*error)
 
     def write(self, image: np.ndarray, time: float) -> None:
         """Add a frame.
@@ -328,25 +283,25 @@ class VideoWriter:
         context.colorspace = 1 if height >= 720 else 5
         context.color_range = 1
 
-    def _finish(self) -> None:
-        if self._file is None:
-            raise VideoError(f"there is no frame to write to {self.path.name}")
-        self._file.mux(self._stream.encode(None))
-        file, self._file = self._file, None
-        file.close()
-        found = FrameReader(self._draft)
-        readable = sum(1 for _ in found)
-        if readable != self.written or found.problems():
-            raise OSError(
-                f"only {readable} of {self.written} frames of {self.path.name} can be "
-                "read back: is the disk full?"
-            )
+    def finish(self) -> None:
+        """Close the file, decode its frames and count them."""
+        with self._explained():
+            if self._file is None:
+                raise VideoError(f"there is no frame to write to {self.path.name}")
+            self._file.mux(self._stream.encode(None))
+            self._file.close()
+            found = FrameReader(self._draft)
+            readable = sum(1 for _ in found)
+            if readable != self.written or found.problems():
+                raise OSError(
+                    f"only {readable} of {self.written} frames of {self.path.name} can "
+                    "be read back: is the disk full?"
+                )
 
-    def _abandon(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(Exception):  # the error that matters is under way
-                file.close()
+    def abandon(self) -> None:
+        """Close the file, whatever state it is in."""
+        with contextlib.suppress(Exception):  # the error that matters is under way
+            self._file.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -360,6 +315,38 @@ class VideoWriter:
             if self.path.name not in message:
                 message = f"{self.path.name} could not be written: {message}"
             raise VideoError(message) from error
+
+
+@contextlib.contextmanager
+def open_writer(path: str | os.PathLike) -> Iterator[VideoWriter]:
+    """Yield a writer of a video, which gets its name once all frames can be read back.
+
+    Raises:
+        VideoError: If PyAV is not installed, has no H.264 encoder, or there is no
+            frame.
+        OSError: If the file cannot be written completely.
+    """
+    path = Path(path).absolute()  # FFmpeg takes "a:b.mp4" for an address
+    with atomic_write(path) as draft:
+        writer = VideoWriter(path, draft)
+        try:
+            yield writer
+            writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
+
+
+def write_video(
+    path: str | os.PathLike, frames: Iterable[np.ndarray], times: Iterable[float]
+) -> None:
+    """Write a video from frames (H, W, 3) uint8 and their times in seconds.
+
+    The times increase. Errors are those of `open_writer`.
+    """
+    with open_writer(path) as writer:
+        for image, time in zip(frames, times, strict=True):
+            writer.write(image, time)
 
 
 # --- PyAV ---------------------------------------------------------------------

@@ -24,6 +24,22 @@ from roadseg.unet import UNet, vgg16_bn_features
 PRETRAINED = Path(__file__).parent / "pretrained" / "unet_camvid.safetensors"
 """The network that ships; see `load_pretrained`."""
 
+IMAGENET = (
+    ("torchvision", VGG16_BN_Weights.IMAGENET1K_V1.url, "6c64b313"),
+    (
+        "the Hugging Face hub",
+        "https://huggingface.co/timm/vgg16_bn.tv_in1k/resolve/"
+        "e00c01e7cee168262dcba6428dc4a8f41e27e965/model.safetensors",
+        "88bbedbc8e780413736db38ac4efd41b06fc0e93fd5b8879b584bba63a950129",
+    ),
+)
+"""Where torchvision's ImageNet weights are: name, address, first digits of the SHA-256.
+
+The second file is timm's copy: the same features under the same names, next to a
+classifier of another form. We could not download it, so its SHA-256 is the one that the
+hub shows for it, and the tests serve a file of that form themselves.
+"""
+
 ARCHITECTURE = "roadseg.UNet"
 """How a saved `UNet` is marked; other networks are marked with their class's name."""
 
@@ -74,11 +90,9 @@ def load_encoder_weights(profile: runtime.Profile | None = None) -> EncoderWeigh
     """Return the best encoder weights that are available.
 
     In this order: the file that the environment variable ``ROADSEG_VGG16_BN`` names;
-    ImageNet weights kept from an earlier download; ImageNet weights downloaded now;
-    random ones, with a banner. The quick profile takes random weights at once.
-
-    Args:
-        profile: The profile; by default the one in use.
+    ImageNet weights kept from an earlier download; ImageNet weights downloaded now,
+    see `IMAGENET`; random ones, with a banner. The quick profile takes random weights
+    at once.
 
     Raises:
         WeightsError: If ``ROADSEG_VGG16_BN`` names a file that cannot be used.
@@ -90,16 +104,19 @@ def load_encoder_weights(profile: runtime.Profile | None = None) -> EncoderWeigh
         return read_encoder_weights(settings.vgg16_bn)
     try:
         return imagenet_weights()
-    except (WeightsError, OSError) as error:
-        print(
-            runtime.banner(
-                "RANDOM ENCODER. The ImageNet weights could not be downloaded "
-                f"({error}). Scores will be far lower than with them: run this again "
-                "with a network connection, or set ROADSEG_VGG16_BN to a file of "
-                "torchvision's vgg16_bn weights."
-            )
+    except WeightsError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"{error}: free disk space, or set ROADSEG_DATA to another folder"
+    print(
+        runtime.banner(
+            "RANDOM ENCODER. The ImageNet weights could not be downloaded. Scores will "
+            "be far lower than with them: run this again with a network connection, or "
+            "set ROADSEG_VGG16_BN to a file of torchvision's vgg16_bn weights.\n\n"
+            + reason
         )
-        return RANDOM_INIT
+    )
+    return RANDOM_INIT
 
 
 def imagenet_weights() -> EncoderWeights:
@@ -116,22 +133,30 @@ def imagenet_weights() -> EncoderWeights:
     if kept.exists():
         with contextlib.suppress(WeightsError):  # damaged: download it again
             return EncoderWeights(_read_features(kept), source, True)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    url = VGG16_BN_Weights.IMAGENET1K_V1.url
-    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-        path = Path(folder) / url.rsplit("/", 1)[-1]
+    reasons = []
+    for name, url, digest in IMAGENET:
         try:
-            files.download(url, path)
-        except files.DatasetError as error:
-            raise WeightsError(f"{url}: {error}") from None
+            state = _download_features(url, digest, kept.parent)
+        except (files.DatasetError, WeightsError) as error:
+            reasons.append(f"- {name}: {error}\n{url}")
+        else:
+            for reason in reasons:
+                print(f"encoder weights from {name}, because of\n{reason}")
+            _write_safetensors(kept, state, {"source": source})
+            return EncoderWeights(state, source, True)
+    raise WeightsError("\n".join(reasons))
+
+
+def _download_features(url: str, sha256: str, folder: Path) -> dict[str, Tensor]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / url.rsplit("/", 1)[-1]
+        files.download(url, path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        # torchvision's file names end in the first digits of their SHA-256
-        if not digest.startswith(path.stem.rsplit("-", 1)[-1]):
-            raise WeightsError(f"{url}: the download is damaged, its SHA-256 is wrong")
-        state = _read_features(path)
-    _write_safetensors(kept, state, {"source": source})
-    return EncoderWeights(state, source, True)
+        if not digest.startswith(sha256):
+            raise WeightsError("the download is damaged, its SHA-256 is wrong")
+        return _read_features(path)
 
 
 def read_encoder_weights(path: str | os.PathLike) -> EncoderWeights:
@@ -141,9 +166,8 @@ def read_encoder_weights(path: str | os.PathLike) -> EncoderWeights:
         path: A ``.safetensors`` file, or one that ``torch.save`` wrote (read with
             ``weights_only=True``: a file with code in it is refused). It holds a
             state dict of torchvision's ``vgg16_bn``, complete or its features only,
-            of any float type. The state dict may be nested under ``state_dict`` or
-            ``model``, and its keys may have the prefixes that DataParallel,
-            torch.compile or a network with an ``encoder`` put in front.
+            of any float type; perhaps nested under ``state_dict`` or ``model``, with
+            the prefixes of DataParallel, torch.compile, or a network's ``encoder``.
 
     Raises:
         WeightsError: If the file is missing, unreadable, or of another network.
@@ -240,7 +264,7 @@ def save_model(
 
     Args:
         model: The network.
-        path: The file, ``.safetensors``, in an existing folder.
+        path: The file, ``.safetensors``.
         labels: The classes of its output channels.
         metadata: What else to save, as JSON can hold it: input_size, recipe, data, ...
         int8: Save a quarter of the bytes, see `quantize_state`.
@@ -248,10 +272,9 @@ def save_model(
     Raises:
         OSError: If the file cannot be written.
     """
-    # copies, because safetensors refuses tensors that share memory
-    plain_order = torch.contiguous_format  # safetensors refuses channels_last
+    # copies, because safetensors refuses tensors that share memory, or channels_last
     state = {
-        k: v.detach().cpu().clone(memory_format=plain_order)
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
         for k, v in model.state_dict().items()
     }
     plain = type(model) is UNet
@@ -266,15 +289,12 @@ def save_model(
 
 
 def load_model(path: str | os.PathLike, model: nn.Module | None = None) -> SavedModel:
-    """Read a network that `save_model` wrote.
+    """Read a network that `save_model` wrote, in evaluation mode.
 
     Args:
         path: The file.
         model: A network of the architecture that was saved, whose weights are
             replaced; without it, a `UNet` with the right number of classes.
-
-    Returns:
-        The network, in evaluation mode, with its classes and metadata.
 
     Raises:
         WeightsError: If the file is missing, damaged, or of another architecture.
