@@ -29,10 +29,8 @@ SCORES = (
 )
 
 
-def load_data() -> tuple[scenes.RoadScenes, scenes.RoadScenes, EncoderWeights]:
-    """Return training scenes, held-out scenes, and encoder weights.
-
-    Both parts are from the training images of dataset1; its test images play no part.
+def load_train() -> scenes.RoadScenes:
+    """Return the training scenes of dataset1; its test images play no part.
 
     Raises:
         RoadsegError: If dataset1 is unavailable, unless the profile is quick.
@@ -43,6 +41,18 @@ def load_data() -> tuple[scenes.RoadScenes, scenes.RoadScenes, EncoderWeights]:
             "results on synthetic scenes say nothing about dataset1: get dataset1 "
             "first (data/README.md), or try the script with --quick"
         )
+    return train
+
+
+def load_data() -> tuple[scenes.RoadScenes, scenes.RoadScenes, EncoderWeights]:
+    """Return training scenes, held-out scenes, and encoder weights.
+
+    Both parts are from the training images of dataset1.
+
+    Raises:
+        RoadsegError: As `load_train`.
+    """
+    train = load_train()
     kept, held_out = scenes.split_by_block(train)
     if not runtime.profile().real_data:
         kept, held_out = kept.subset(range(4)), held_out.subset(range(2))

@@ -12,14 +12,13 @@ that was planned for that time, on the 83 images that `split_by_block` holds out
             of 8, AdamW at one constant rate, the best of three on the held-out images
   ours      the recipe `cpu`, with as many epochs as the time allows
 
-    python benchmark/run.py                                # about 4 hours
-    python benchmark/run.py --only throughput
-    python benchmark/run.py --only scores --methods ours smp
-    python benchmark/run.py --quick                        # tries the script
+    python benchmark/run.py                       # about 3 hours
+    python benchmark/run.py --methods ours smp
+    python benchmark/run.py --quick               # tries the script
 
-smp needs benchmark/requirements.txt. Run it on an idle machine. Every measurement has a
-process of its own, and its result is added to benchmark/results/ as soon as it is
-there: the same command continues where it was stopped.
+smp needs benchmark/requirements.txt. Run it on an idle machine. Each training has a
+process of its own, and its result is added to benchmark/results/scores.csv as soon as
+it is there: the same command continues where it was stopped.
 """
 
 import argparse
@@ -29,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ import common
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from roadseg import inference, recipes, runtime, training
 from roadseg.classes import RoadsegError
@@ -57,8 +56,6 @@ RATES = (1e-4, 3e-4, 1e-3)
 MARGIN = 0.95
 """Share of a budget that is planned, because the speed of a machine varies."""
 
-REPEATS = 3
-
 
 # --- the original recipe ------------------------------------------------------
 
@@ -72,10 +69,8 @@ def original_network(encoder: EncoderWeights, num_classes: int) -> nn.Module:
     model = UNet(num_classes, encoder.state_dict)
     last_pool, conv = model.bottleneck
     layers = [layer for stage in model.encoder for layer in stage] + [*last_pool]
-    edges = [0, 6, 13, 20, 27, 34, len(layers)]
-    parts = [
-        nn.Sequential(*layers[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    edges = pairwise([0, 6, 13, 20, 27, 34, len(layers)])
+    parts = [nn.Sequential(*layers[a:b]) for a, b in edges]
     model.encoder = nn.ModuleList(parts[:-1])
     model.bottleneck = nn.Sequential(parts[-1], conv)
     return model
@@ -113,24 +108,23 @@ class Files(Dataset):
 
 
 def train_original(
-    model: nn.Module, scenes: RoadScenes, recipe: Recipe, budget: float | None = None
-) -> list[tuple[int, float]]:
+    model: nn.Module, scenes: RoadScenes, recipe: Recipe, budget: float
+) -> tuple[int, float]:
     """Train as the original does; stop in the middle of an epoch at the budget.
 
     Its rate is constant, so a training planned for a time is one that ends then.
 
     Returns:
-        Images and seconds of each epoch.
+        Images and seconds.
     """
     (phase,) = recipe.phases
     files = Files(scenes, (phase.height, phase.width))
     loader = DataLoader(files, batch_size=recipe.batch_size, shuffle=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr_decoder)
     criterion, device = nn.CrossEntropyLoss(), runtime.device()
-    epochs, begin = [], time.perf_counter()
+    images, begin = 0, time.perf_counter()
     model.train()
-    while len(epochs) < phase.epochs or budget:
-        start, images = time.perf_counter(), 0
+    while True:
         for x, masks in loader:
             x, masks = x.to(device), masks.to(device)
             optimizer.zero_grad()
@@ -141,10 +135,8 @@ def train_original(
             loss.item()  # it waits for the device after every step, twice
             (logits.argmax(1) == masks).float().mean().item()
             images += len(x)
-            if budget and time.perf_counter() - begin > MARGIN * budget:
-                return [*epochs, (images, time.perf_counter() - start)]
-        epochs.append((images, time.perf_counter() - start))
-    return epochs
+            if (seconds := time.perf_counter() - begin) > MARGIN * budget:
+                return images, seconds
 
 
 # --- the other two ------------------------------------------------------------
@@ -166,36 +158,24 @@ def constant_rate(optimizer, recipe: Recipe, total_steps: int):
 
 
 def train_with_fit(
-    model: nn.Module,
-    scenes: RoadScenes,
-    recipe: Recipe,
-    budget: float | None = None,
-    **given: Any,
-) -> list[tuple[int, float]]:
+    model: nn.Module, scenes: RoadScenes, recipe: Recipe, budget: float, **given: Any
+) -> tuple[int, float]:
     """Train with `training.fit`, for as many epochs as a budget allows.
 
     Returns:
-        Images and seconds of each epoch.
+        Images and seconds.
     """
-    if budget:
-        recipe = plan_epochs(recipe, epoch_seconds(model, scenes, recipe), budget)
-        print("planned:", recipe.phases, flush=True)
-    history = training.fit(model, scenes, recipe, **given).history
-    images = len(scenes)
-    if images >= recipe.batch_size:  # the last small batch of an epoch is dropped
-        images -= images % recipe.batch_size
-    return [(images, row["seconds"]) for row in history]
-
-
-def epoch_seconds(model: nn.Module, scenes: RoadScenes, recipe: Recipe) -> list[float]:
-    """Measure how long an epoch of each phase takes, on a few batches and a copy."""
-    part = scenes.subset(range(min(len(scenes), 4 * recipe.batch_size)))
-    seconds = []
-    for phase in recipe.phases:
+    part, seconds = scenes.subset(range(min(len(scenes), 4 * recipe.batch_size))), []
+    for phase in recipe.phases:  # time an epoch of each on a few images and a copy
         short = replace(recipe, phases=(replace(phase, epochs=2),))
-        images, last = train_with_fit(copy.deepcopy(model), part, short)[-1]
-        seconds.append(last / images * len(scenes))
-    return seconds
+        last = training.fit(copy.deepcopy(model), part, short, **given).history[-1]
+        seconds.append(last["seconds"] / len(part) * len(scenes))
+    recipe = plan_epochs(recipe, seconds, budget)
+    print("planned:", recipe.phases, flush=True)
+    result = training.fit(model, scenes, recipe, **given)
+    # the last, incomplete batch of an epoch is dropped
+    images = len(scenes) - len(scenes) % recipe.batch_size
+    return recipe.epochs * images, sum(row["seconds"] for row in result.history)
 
 
 def plan_epochs(recipe: Recipe, seconds: list[float], budget: float) -> Recipe:
@@ -209,14 +189,14 @@ def plan_epochs(recipe: Recipe, seconds: list[float], budget: float) -> Recipe:
     Raises:
         RoadsegError: If not even one epoch fits.
     """
-    best: tuple[Phase, ...] = ()
+    best = None
     for epochs in range(1, 1000):
         shares = [round(p.epochs * epochs / recipe.epochs) for p in recipe.phases]
         if sum(n * s for n, s in zip(shares, seconds, strict=True)) > MARGIN * budget:
             break
         phases = zip(recipe.phases, shares, strict=True)
         best = tuple(replace(p, epochs=n) for p, n in phases if n) or best
-    if not best:
+    if best is None:
         raise RoadsegError(f"not one epoch fits into {budget:g} s on this machine")
     return replace(recipe, phases=best)
 
@@ -226,15 +206,15 @@ class Method:
     """One of the three.
 
     Attributes:
-        recipe: Of which the original uses sizes, batch size, rate and precision.
+        recipe: Of which the original uses sizes, batch size, rate, and precision.
         network: Called with encoder weights and the number of classes.
-        train: Called with network, scenes, recipe and a budget in seconds or None.
+        train: Called with network, scenes, recipe, and a budget in seconds.
         rates: Candidates for one learning rate; empty for the recipe's own.
     """
 
     recipe: Recipe
     network: Callable[[EncoderWeights, int], nn.Module]
-    train: Callable[..., list[tuple[int, float]]]
+    train: Callable[..., tuple[int, float]]
     rates: tuple[float, ...] = ()
 
 
@@ -276,69 +256,17 @@ def score(job: dict[str, str], data: tuple, quick: bool) -> dict[str, object]:
     recipe = common.shrink(recipe) if quick else recipe
     runtime.seed_everything(recipe.seed)
     model = method.network(encoder, train.labels.num_classes).to(runtime.device())
-    epochs = method.train(model, train, recipe, float(job["budget"]))
+    images, seconds = method.train(model, train, recipe, float(job["budget"]))
     scores = inference.evaluate(model.eval(), held_out, recipe.input_size)
     print(f"{job['method']}: {scores}", flush=True)
     return {
         **job,
         **common.score_columns(scores),
-        "seconds": round(sum(seconds for _, seconds in epochs)),
-        "images": sum(images for images, _ in epochs),
+        "seconds": round(seconds),
+        "images": images,
         "precision": training.resolve_precision(recipe),
         **common.conditions(train, encoder),
     }
-
-
-def throughput(job: dict[str, str], data: tuple, quick: bool) -> dict[str, object]:
-    """Time the second of two short epochs, and relate it to the machine's peak."""
-    method, (train, _, encoder) = METHODS[job["method"]], data
-    size = (32, 32) if quick else (224, 224)
-    recipe = common.shrink(method.recipe) if quick else method.recipe
-    recipe = replace(recipe, phases=(Phase(2, *size),), input_size=size)
-    model = method.network(encoder, train.labels.num_classes).to(runtime.device())
-    part = train.subset(range(min(16, len(train))))
-    images, seconds = method.train(model, part, recipe)[-1]
-    inference.predict_scenes(model, part, size)
-    start = time.perf_counter()
-    inference.predict_scenes(model, part, size)
-    predicted = len(part) / (time.perf_counter() - start)
-    precision = training.resolve_precision(recipe)
-    gflop = training_gflop(method, encoder, train.labels.num_classes, size)
-    peak = peak_gflops(precision, 256 if quick else 2048)
-    return {
-        **job,
-        "size": "{} x {}".format(*size),
-        "train_images_per_s": round(images / seconds, 3),
-        "predict_images_per_s": round(predicted, 3),
-        "gflop_per_training_image": round(gflop, 2),
-        "peak_gflop_per_s": round(peak, 1),
-        "share_of_peak": round(images / seconds * gflop / peak, 3),
-        "precision": precision,
-        **common.conditions(train, encoder),
-    }
-
-
-def training_gflop(
-    method: Method, encoder: EncoderWeights, num_classes: int, size: tuple[int, int]
-) -> float:
-    """Count the operations per training image, two per multiplication and addition."""
-    model = method.network(replace(encoder, state_dict=None), num_classes)
-    model.to("meta").eval()  # batch normalization can't be trained on one small image
-    with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, *size, device="meta")).sum().backward()
-    return counter.get_total_flops() / 1e9
-
-
-def peak_gflops(precision: str, side: int) -> float:
-    """Return GFLOP/s of multiplying two square matrices, the best of five."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    a = torch.ones(side, side, dtype=dtype, device=runtime.device())
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
-        times.append(time.perf_counter() - start)
-    return 2 * side**3 / min(times[1:]) / 1e9
 
 
 # --- the command --------------------------------------------------------------
@@ -354,9 +282,7 @@ def best_rate(name: str, rows: list[dict[str, str]]) -> str:
     return max(first, key=lambda r: float(r["miou"]))["rate"] if first else ""
 
 
-def plan_scores(
-    names: list[str], path: Path, quick: bool
-) -> Iterator[dict[str, object]]:
+def plan(names: list[str], path: Path, quick: bool) -> Iterator[dict[str, object]]:
     """Yield the trainings in their order; the methods take turns."""
     budgets = QUICK_BUDGETS if quick else BUDGETS
     for n, (budget, seed) in enumerate((b, s) for b in budgets for s in budgets[b]):
@@ -368,44 +294,27 @@ def plan_scores(
                 yield {"method": name, "budget": budget, "seed": seed, "rate": rate}
 
 
-def plan_throughput(
-    names: list[str], path: Path, quick: bool
-) -> Iterator[dict[str, object]]:
-    """Yield the timings in their order; the methods take turns."""
-    for repeat in range(1 if quick else REPEATS):
-        for name in names:
-            yield {"method": name, "repeat": repeat}
-
-
-KINDS = {"throughput": (plan_throughput, throughput), "scores": (plan_scores, score)}
-
-
 def run(options: argparse.Namespace) -> int:
-    """Measure what is missing, or what the parent process asks for."""
+    """Train what is missing, or what the parent process asks for."""
     if options.quick:
         runtime.configure(profile="quick")
-    folder = options.output or (
-        runtime.output_dir() / "benchmark" if options.quick else common.RESULTS
+    output = options.output or (
+        (runtime.output_dir() / "benchmark" if options.quick else common.RESULTS)
+        / "scores.csv"
     )
     data = common.load_data()
     if options.job:
         job = dict(pair.split("=", 1) for pair in options.job)
-        kind = job.pop("kind")
-        row = KINDS[kind][1](job, data, options.quick)
-        common.append_row(folder / f"{kind}.csv", row)
+        common.append_row(output, score(job, data, options.quick))
         return 0
     names = options.methods
     if "smp" in names and not importlib.util.find_spec("segmentation_models_pytorch"):
         print("smp is left out: pip install -r benchmark/requirements.txt")
         names = [name for name in names if name != "smp"]
-    given = ["--output", str(folder), *(["--quick"] if options.quick else [])]
-    status = 0
-    for kind in options.only:
-        path, plan = folder / f"{kind}.csv", KINDS[kind][0]
-        common.check_same_conditions(path, common.conditions(data[0], data[2]))
-        jobs = ({"kind": kind, **job} for job in plan(names, path, options.quick))
-        status = common.run_missing(__file__, jobs, path, given) or status
-    return status
+    common.check_same_conditions(output, common.conditions(data[0], data[2]))
+    given = ["--output", str(output), *(["--quick"] if options.quick else [])]
+    jobs = plan(names, output, options.quick)
+    return common.run_missing(__file__, jobs, output, given)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -415,8 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    add("--only", nargs=1, choices=KINDS, default=list(KINDS))
-    add("--output", type=Path, help="folder (default: benchmark/results)")
+    add("--output", type=Path, help="CSV file (default: results/scores.csv)")
     add("--quick", action="store_true", help="synthetic scenes, seconds per training")
     add("--job", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -3,8 +3,8 @@
     python benchmark/table.py      # after run.py or ablate.py
 
 A table goes between the lines ``<!-- scores -->`` and ``<!-- end -->``, likewise for
-``throughput`` and ``ablation``. Every number is a mean, followed in parentheses by the
-values of the seeds or repeats that it is the mean of.
+``ablation``. Every number is a mean, followed in parentheses by the values of the seeds
+that it is the mean of.
 """
 
 import argparse
@@ -17,20 +17,15 @@ import run
 README = Path(__file__).with_name("README.md")
 
 TABLES = {
-    "scores": (("budget", "method", "rate"), ("acc", "miou", "seconds"), "seed"),
-    "throughput": (
-        ("method", "size", "precision"),
-        ("train_images_per_s", "predict_images_per_s", "share_of_peak"),
-        "repeat",
-    ),
-    "ablation": (("row",), ("acc", "miou", "seconds"), "seed"),
+    "scores": (("budget", "method", "rate"), ("acc", "miou", "images", "seconds")),
+    "ablation": (("row",), ("acc", "miou", "seconds")),
 }
-"""For each CSV file what identifies a line, what is averaged, and over what."""
+"""For each CSV file what identifies a line, and what is averaged over the seeds."""
 
 
 def mean_and_each(rows: list[dict[str, str]], column: str) -> str:
     """Return the mean of a column, and in parentheses the values."""
-    digits = 0 if column == "seconds" else 3
+    digits = 0 if column in ("seconds", "images") else 3
     values = [float(row[column]) for row in rows]
     each = ", ".join(f"{value:.{digits}f}" for value in values)
     return f"{statistics.mean(values):.{digits}f} ({each})"
@@ -38,13 +33,13 @@ def mean_and_each(rows: list[dict[str, str]], column: str) -> str:
 
 def table(name: str, rows: list[dict[str, str]]) -> str:
     """Return the Markdown table of a CSV file's rows, and their conditions."""
-    keys, columns, over = TABLES[name]
+    keys, columns = TABLES[name]
     if name == "scores":  # the rates that were tried and not chosen are left out
         rows = [r for r in rows if r["rate"] == run.best_rate(r["method"], rows)]
     lines = [[*keys, *columns], ["---"] * (len(keys) + len(columns))]
     for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
         group = [row for row in rows if tuple(row[k] for k in keys) == key]
-        group.sort(key=lambda row: int(row[over]))
+        group.sort(key=lambda row: int(row["seed"]))
         lines.append([*key, *(mean_and_each(group, c) for c in columns)])
     known = [", ".join(sorted({row[c] for row in rows})) for c in common.CONDITIONS]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -7,7 +7,7 @@
 
 The notebooks and the pages in book/ are copied to one folder, where Sphinx reads them.
 book/conf.py passes each source to `prepare_page` or `prepare_notebook` below. The
-finished site needs neither a network nor a server.
+finished site needs no network, and only its page "Try it" needs a server.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import webbrowser
@@ -27,17 +26,34 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+import notebooks
+
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 NOTEBOOKS = ROOT / "notebooks"
 PACKAGE = NOTEBOOKS / "roadseg"
 BUILD = ROOT / "build"
-CACHE = BUILD / "npm"
+LOCK = BOOK / "package-lock.json"
+NPM = BUILD / "npm"
+"""Where the packages are installed that book/package.json lists.
 
-# MathJax in a single file. Version 3, because version 4 loads glyphs from elsewhere.
-MATHJAX = ("mathjax", "3.2.2", ("es5/tex-svg-full.js", "LICENSE"))
-AXE = ("axe-core", "4.14.1", ("axe.min.js",))  # for the tests in a browser
+MathJax is version 3, because version 4 loads glyphs from elsewhere. axe-core is for the
+tests in a browser.
+"""
+MATHJAX = ("es5/tex-svg-full.js", "LICENSE")
+RUNTIME = (
+    "ort.wasm.bundle.min.mjs",
+    "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.bundle.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+)
+"""The files of onnxruntime-web for a browser without and with WebGPU."""
 AGAIN = "run: python3 scripts/course.py book"
+SERVE = (
+    'Its page "Try it" needs a server: python3 -m http.server --directory build/site, '
+    "then open http://localhost:8000/try.html"
+)
+TRY = re.compile(r"(?s)<!-- try -->.*<!-- /try -->")
 
 CHAPTER_LINK = re.compile(
     r"(?<!google\.com/github/)https://github\.com/[\w.-]+/[\w.-]+"
@@ -87,9 +103,8 @@ def link_sections(text: str) -> str:
 
 def link_chapters(text: str) -> str:
     """Turn links to chapters on GitHub into links to the site's own pages."""
-    return CHAPTER_LINK.sub(
-        lambda m: m[1] if (NOTEBOOKS / m[1]).exists() else m[0], text
-    )
+    known = {path.name for path in NOTEBOOKS.glob("*.ipynb")}
+    return CHAPTER_LINK.sub(lambda m: m[1] if m[1] in known else m[0], text)
 
 
 def glossary_terms(text: str) -> list[str]:
@@ -137,7 +152,10 @@ def prepare_notebook(text: str, name: str) -> str:
         if cell.cell_type == "code":
             _prepare_code(cell)
         elif cell.cell_type == "markdown":
-            download = f"{{download}}`Download this notebook <download/{name}>`"
+            download = (
+                f"{{download}}`Download this notebook <download/{name}>`, or "
+                f"{{download}}`a copy without solutions <download/students/{name}>`"
+            )
             badge = rf"\1(_static/open-in-colab.svg)\2 {download}"
             linked = link_sections(link_chapters(cell.source))
             cell.source = BADGE.sub(badge, linked)
@@ -198,64 +216,91 @@ def chapters() -> list[Path]:
 # Building -----------------------------------------------------------------------
 
 
-def fetch(package: tuple[str, str, tuple[str, ...]]) -> Path:
-    """Return a folder with files of an npm package; download it if necessary.
+def fetch() -> Path:
+    """Return the folder of the installed npm packages; install them if necessary.
 
-    Args:
-        package: Name, version, and the files wanted.
+    npm compares each with its checksum in book/package-lock.json.
 
     Raises:
-        BookError: If npm is missing or can't download the package.
+        BookError: If npm is missing or can't install them.
     """
-    name, version, files = package
-    folder = CACHE / f"{name}-{version}"
-    if all((folder / Path(file).name).exists() for file in files):
-        return folder
+    packages, done = NPM / "node_modules", NPM / "installed.json"
+    if done.exists() and done.read_bytes() == LOCK.read_bytes():
+        return packages
     npm = shutil.which("npm")
     if npm is None:
         raise BookError(
-            f"The site needs the npm package {name} {version}, and npm is not "
-            f"installed: install Node.js (https://nodejs.org), then {AGAIN}."
+            "The site needs packages from npm, and npm is not installed: install "
+            f"Node.js (https://nodejs.org), then {AGAIN}."
         )
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        command = [npm, "pack", f"{name}@{version}", "--pack-destination", scratch]
-        command += ["--fetch-retries=1", "--fetch-retry-mintimeout=2000"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=scratch)
-        archive = next(Path(scratch).glob("*.tgz"), None)
-        if done.returncode or archive is None:
-            code = re.search(r"(?m)^npm \S+ code (\w+)", done.stderr)
-            reason = code[1] if code else done.stderr.strip()[:200]
-            raise BookError(
-                f"npm could not download {name} {version} ({reason}): connect this "
-                f"machine to the network once, and {AGAIN}."
-            )
-        target = Path(scratch) / "files"
-        target.mkdir()
-        with tarfile.open(archive) as tar:
-            for file in files:
-                content = tar.extractfile(f"package/{file}").read()
-                (target / Path(file).name).write_bytes(content)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(target, folder)
-    return folder
+    shutil.rmtree(NPM, ignore_errors=True)
+    NPM.mkdir(parents=True)
+    for file in (LOCK, LOCK.with_name("package.json")):
+        shutil.copy(file, NPM)
+    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    command += ["--fetch-retries=1", "--fetch-retry-mintimeout=2000"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=NPM)
+    if result.returncode:
+        code = re.search(r"(?m)^npm \S+ code (\w+)", result.stderr)
+        reason = code[1] if code else result.stderr.strip()[:200]
+        raise BookError(
+            f"npm could not download the site's packages ({reason}): connect this "
+            f"machine to the network once, and {AGAIN}."
+        )
+    shutil.copy(LOCK, done)
+    return packages
 
 
-def stage(folder: Path, mathjax: Path) -> None:
+def stage(folder: Path, packages: Path) -> None:
     """Copy everything that Sphinx reads into an empty folder."""
     shutil.copytree(BOOK, folder, dirs_exist_ok=True)
-    shutil.copytree(mathjax, folder / "_static" / "mathjax")
-    (folder / "api").mkdir()
-    (folder / "download").mkdir()
+    for name in ("api", "download", "_static/mathjax"):
+        (folder / name).mkdir()
+    for file in MATHJAX:
+        shutil.copy(packages / "mathjax" / file, folder / "_static" / "mathjax")
     for path in chapters():
         shutil.copy(path, folder)
         shutil.copy(path, folder / "download")
+        copy = notebooks.without_solutions(notebooks.read(path))
+        notebooks.write(copy, folder / "download" / "students" / path.name)
     for name in sorted(path.stem for path in PACKAGE.glob("[a-z]*.py")):
         text = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: roadseg.{name}\n```\n"
         (folder / "api" / f"{name}.md").write_text(text, encoding="utf-8")
     index = folder / "index.md"
     text = index.read_text(encoding="utf-8").replace("<!-- cover -->", cover(folder))
     index.write_text(text, encoding="utf-8")
+    if problem := stage_network(folder / "_static" / "try", packages):
+        sentence = f"There is nothing to try on this copy of the site: {problem}."
+        print(sentence, file=sys.stderr)
+        page = folder / "try.md"
+        text = TRY.sub(lambda _: sentence, page.read_text(encoding="utf-8"))
+        page.write_text(text, encoding="utf-8")
+
+
+def stage_network(folder: Path, packages: Path) -> str:
+    """Write what the page "Try it" loads into a new folder.
+
+    Returns:
+        What is missing, in words; then the page is built without it.
+    """
+    runtime = packages / "onnxruntime-web" / "dist"
+    if not all((runtime / name).exists() for name in RUNTIME):
+        return "npm's package onnxruntime-web was missing when it was built"
+    sys.path.insert(0, str(NOTEBOOKS))
+    from PIL import Image
+
+    from roadseg import classes, export, synthetic, weights
+
+    folder.mkdir()
+    try:
+        export.export_web(weights.load_pretrained(), folder / "model.onnx")
+    except classes.RoadsegError as error:
+        shutil.rmtree(folder)
+        return str(error)
+    for name in RUNTIME:
+        shutil.copy(runtime / name, folder)
+    Image.fromarray(synthetic.draw_scene(1)[0]).save(folder / "example.png")
+    return ""
 
 
 def cover(folder: Path) -> str:
@@ -277,12 +322,12 @@ def cover(folder: Path) -> str:
     return ""
 
 
-def build(out: Path, mathjax: Path | None = None, builder: str = "html") -> None:
+def build(out: Path, packages: Path | None = None, builder: str = "html") -> None:
     """Build the site, replacing an old one only at the end.
 
     Args:
         out: Where the site goes.
-        mathjax: A folder with MathJax's file; default: npm's package.
+        packages: A folder with npm's packages; default: those that `fetch` installs.
         builder: Sphinx's builder; html or linkcheck.
 
     Raises:
@@ -294,11 +339,11 @@ def build(out: Path, mathjax: Path | None = None, builder: str = "html") -> None
             f"This Python ({sys.executable}) lacks {', '.join(missing)}: "
             "pip install -r book/requirements.txt"
         )
-    mathjax = mathjax or fetch(MATHJAX)
+    packages = packages or fetch()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".book-") as scratch:
         source, result = Path(scratch) / "source", Path(scratch) / builder
-        stage(source, mathjax)
+        stage(source, packages)
         command = [sys.executable, "-m", "sphinx", "-b", builder, "-q", "-W"]
         command += ["-c", str(BOOK), "-d", f"{scratch}/doctrees"]
         command += ["-D", f"html_static_path={source / '_static'}"]
@@ -340,21 +385,20 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     try:
         if options.fetch:
-            print(f"Downloaded: {fetch(MATHJAX)}, {fetch(AXE)}")
+            print(f"Downloaded: {fetch()}")
         elif options.linkcheck:
             build(BUILD / "linkcheck", builder="linkcheck")
             print("Every external link works.")
         else:
             build(BUILD / "site")
+            seconds = time.monotonic() - start
+            print(f"built in {seconds:.0f} s: build/site/index.html")
+            print(SERVE)
+            if options.open:
+                webbrowser.open((BUILD / "site" / "index.html").as_uri())
     except BookError as error:
         print(error, file=sys.stderr)
         return 1
-    if not (options.fetch or options.linkcheck):
-        index = BUILD / "site" / "index.html"
-        seconds = time.monotonic() - start
-        print(f"built in {seconds:.0f} s: {index.relative_to(ROOT).as_posix()}")
-        if options.open:
-            webbrowser.open(index.as_uri())
     return 0
 
 

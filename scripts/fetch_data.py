@@ -1,12 +1,11 @@
 """Download and verify the course's data and encoder weights; print what was found.
 
-    python scripts/fetch_data.py
+    python scripts/fetch_data.py [SUMMARY.json]
 
 `course.py run` calls this first, in a process of its own, so that the memory that
 PyTorch takes is free again when the notebooks run.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -21,13 +20,8 @@ SYNTHETIC = (
 )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line asks; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary too")
-    options = parser.parse_args(arguments)
+def main(arguments: list[str]) -> int:
+    """Fetch everything, write a summary into the file given; return the exit status."""
     try:
         profile = runtime.profile()
         print(f"profile   {profile.name}")
@@ -41,18 +35,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (runtime.RoadsegError, OSError) as error:
         print(f"Cannot start: {error}", file=sys.stderr)
         return 1
-    if options.json:
+    for path in map(Path, arguments):
         summary = {
             "profile": profile.name,
             "output": str(runtime.output_dir()),
             "banner": "" if train.is_real else runtime.banner(SYNTHETIC),
         }
-        options.json.write_text(json.dumps(summary), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(summary), encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 KNOWN = Path(__file__).with_name("known_numbers.toml")
 NOT_COMPARED = ("What you will learn", "Setup", "References")
-SUMMARIES = ("What we learned", "What we have learned", "Summary")
+SUMMARY = "What we learned"
 SMALL = 12
 """Whole numbers up to this one are counts that read like words."""
 
@@ -34,7 +34,7 @@ LEFT_OUT = re.compile(
     r"|```.*?```|`[^`]*`"  # quoted code
     r"|\$\$.*?\$\$|\$[^$]*\$"  # formulas
     r"|<[^>]*>"  # HTML
-    r"|\(?\b(?:19|20)\d\d\)"  # the year of a citation
+    r"|\(?\b(?:19|20)\d\d\)|\b[A-Z]\w+ (?:19|20)\d\d\b"  # the year of a citation
     r"|\b[Ff]igures? \d+\.\d+"  # numbers of figures
     r"|(?m:^#+ [^\n]*$)",  # headings carry section numbers
     re.DOTALL,
@@ -76,7 +76,7 @@ def strays(nb: NotebookNode, chapter: str) -> Iterator[tuple[int, str, str]]:
     for part in parts:
         if part.title in NOT_COMPARED:
             continue
-        whole = part.title in SUMMARIES
+        whole = part.title == SUMMARY
         for cell, text in part.texts:
             cited = re.findall(r"\bsection (\d+)", text)
             beside = [p for p in parts if p is part or whole or p.number in cited]

@@ -4,26 +4,16 @@
 """
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import notebooks
-from course import (
-    BUILD,
-    NOTEBOOKS,
-    SCRIPTS,
-    UserError,
-    call,
-    display,
-    format_duration,
-    guard,
-    say,
-    show_status,
-)
+from course import ROOT, call
 
+SCRIPTS = ROOT / "scripts"
 SCORES = (
     ("acc", "pixel accuracy, void left out"),
     ("acc12", "pixel accuracy, void counted as wrong"),
@@ -35,64 +25,74 @@ def run(chosen: list[Path]) -> int:
     """Run the notebooks that were chosen, or all; return the exit status.
 
     Raises:
-        UserError: If the data can't be used or a notebook fails.
+        SystemExit: If the data can't be used or a notebook fails.
     """
     paths = chosen or notebooks.chapters()
     if not paths:
-        raise UserError(f"There are no notebooks in {display(NOTEBOOKS)}.")
-    facts = fetch_data()
-    os.environ["ROADSEG_PROFILE"] = facts["profile"]
-    say(facts["banner"])
+        sys.exit("There are no notebooks in notebooks/.")
+    # In a process of its own, whose memory is free again when the notebooks run.
+    summary = ROOT / "build" / "fetched.json"
+    if call([sys.executable, SCRIPTS / "fetch_data.py", summary]):
+        sys.exit("No notebook was run.")
+    facts = json.loads(summary.read_text(encoding="utf-8"))
+    print(facts["banner"], flush=True)
     output, start = Path(facts["output"]), time.time()
     for number, path in enumerate(paths, 1):
-        position = f"notebook {number} of {len(paths)}"
-        run_one(path, output / "notebooks" / path.name, position)
-    say(f"All notebooks ran, in {format_duration(time.time() - start)}.\n")
+        out = output / "notebooks" / path.name
+        run_one(path, out, facts["profile"], f"notebook {number} of {len(paths)}")
+    print(f"All notebooks ran, in {format_duration(time.time() - start)}.\n")
     scores = output / "scores.json"
     if scores.exists() and scores.stat().st_mtime >= start - 2:
-        say(describe_scores(json.loads(scores.read_text(encoding="utf-8"))) + "\n")
+        print(describe_scores(json.loads(scores.read_text(encoding="utf-8"))) + "\n")
     elif not chosen:
-        say(f"No scores: chapter 5 should have written {display(scores)}.\n")
-    say(f"Executed notebooks: {display(output / 'notebooks')}")
-    say(f"Checkpoints, logs, and scores: {display(output)}")
-    if not chosen:
-        say(f"The site, from the stored outputs: {build_site()}")
-    say(facts["banner"])
+        print(f"No scores: chapter 5 should have written {display(scores)}.\n")
+    print(f"Executed notebooks: {display(output / 'notebooks')}")
+    print(f"Checkpoints, logs, and scores: {display(output)}", flush=True)
+    if not chosen:  # a run without the site, where npm is missing, is complete
+        command = [sys.executable, str(SCRIPTS / "build_book.py")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        said = "not built. " * bool(done.returncode) + done.stdout + done.stderr
+        print(f"The site, from the stored outputs: {said.strip()}")
+    print(facts["banner"])
     return 0
 
 
-def fetch_data() -> dict:
-    """Download and verify data and weights; return the profile, output, and banner.
+def run_one(path: Path, out: Path, profile: str, position: str) -> None:
+    """Run one notebook; on a terminal, overwrite a line that shows the progress."""
 
-    Raises:
-        UserError: If that failed; the process has said why.
-    """
-    BUILD.mkdir(exist_ok=True)
-    summary = BUILD / "fetched.json"
-    if call([sys.executable, SCRIPTS / "fetch_data.py", "--json", summary]) != 0:
-        raise UserError("No notebook was run.")
-    facts = json.loads(summary.read_text(encoding="utf-8"))
-    summary.unlink()
-    return facts
-
-
-def run_one(path: Path, out: Path, position: str) -> None:
-    """Run one notebook under a line that shows the progress."""
+    def show(text: str) -> None:
+        if sys.stdout.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + text[:width].ljust(width), end="\r", flush=True)
 
     def on_cell(k: int, n: int) -> None:
         elapsed = format_duration(time.monotonic() - start)
-        show_status(f"{position}, cell {k} of {n}, {elapsed}: {path.name}")
+        show(f"{position}, cell {k} of {n}, {elapsed}: {path.name}")
 
     start = time.monotonic()
     try:
-        notebooks.execute(path, out, on_cell=on_cell)
+        notebooks.execute(path, out, profile, on_cell)
     except notebooks.ExecutionError as error:
-        raise UserError(f"{error}\nThe partly executed copy: {display(out)}") from None
+        sys.exit(f"{error}\nThe partly executed copy: {display(out)}")
     except ValueError as error:
-        raise UserError(str(error)) from None
+        sys.exit(f"{path.name} {error}")
     finally:
-        show_status()
-    say(f"{path.name.ljust(40)}  {format_duration(time.monotonic() - start)}")
+        show("")
+    elapsed = format_duration(time.monotonic() - start)
+    print(f"{path.name.ljust(40)}  {elapsed}", flush=True)
+
+
+def display(path: Path) -> str:
+    """Return a path relative to the repository, if it is inside it."""
+    return path.relative_to(ROOT).as_posix() if ROOT in path.parents else str(path)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration such as ``4 s``, ``2 min 5 s``, or ``1 h 3 min``."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    if minutes >= 60:
+        return "{} h {} min".format(*divmod(minutes, 60))
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def describe_scores(scores: dict) -> str:
@@ -110,17 +110,8 @@ def describe_scores(scores: dict) -> str:
     return "\n".join(lines)
 
 
-def build_site() -> str:
-    """Build the site; return where it is, or why it was not built.
-
-    The run is complete without the site, so a missing npm is no failure.
-    """
-    command = [sys.executable, str(SCRIPTS / "build_book.py")]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    return "not built. " * bool(done.returncode) + done.stdout.strip()
-
-
 if __name__ == "__main__":
-    sys.exit(guard(lambda: run([Path(name) for name in sys.argv[1:]])))
+    try:
+        sys.exit(run([Path(name) for name in sys.argv[1:]]))
+    except KeyboardInterrupt:
+        sys.exit(130)
