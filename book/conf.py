@@ -53,6 +53,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True  # os.environ, not what it holds on this machine
 autodoc_default_options = {"members": True, "show-inheritance": False}
 add_module_names = False
 autodoc_mock_imports = ["av", "onnx", "onnxruntime", "onnxscript"]
