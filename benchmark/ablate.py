@@ -3,21 +3,24 @@
 Every row of the table changes one thing in a baseline, a shortened recipe `cpu`. Each
 is trained on 284 of CamVid's training images with the same number of images, and
 scored on the 83 that `split_by_block` holds out; the rows "at equal time" are trained
-as long as the baseline instead. About five minutes per row and seed on two idle cores.
+about as long as the baseline instead.
 
     python benchmark/ablate.py --list
-    python benchmark/ablate.py --seeds 0 1                 # everything, about 4 hours
+    python benchmark/ablate.py --seeds 0 1                 # everything
     python benchmark/ablate.py --rows baseline "no skips" --seeds 2
     python benchmark/ablate.py --quick --rows baseline     # tries the script
 
 Each result is added to benchmark/results/ablation.csv as soon as it is there. The same
 command continues an interrupted study: finished rows are skipped, and an interrupted
-training resumes from its checkpoints in build/.
+training resumes from its checkpoints in build/. Two cores do more with two trainings of
+one thread each than with one of two threads: set OMP_NUM_THREADS=1, and start
+`--seeds 0` and `--seeds 1` side by side.
 """
 
 import argparse
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +29,7 @@ from typing import Any
 import common
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from roadseg import inference, recipes, runtime, training, weights
@@ -81,6 +85,49 @@ def no_augmentation(recipe: Recipe, phase: Phase) -> v2.Transform:
     )
 
 
+class BalancedCrop(recipes.AlignedRandomResizedCrop):
+    """Of four random crops, take the one with the highest weight of its classes.
+
+    Args:
+        weight: (C,) weight of a pixel of each class.
+        arguments: Those of `AlignedRandomResizedCrop`.
+    """
+
+    def __init__(self, weight: Tensor, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.weight = weight
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw four crops and return the parameters of the best."""
+        (mask,) = (x for x in flat_inputs if isinstance(x, tv_tensors.Mask))
+
+        def worth(box: dict[str, Any]) -> float:
+            top, left, height, width = (
+                box[k] for k in ("top", "left", "height", "width")
+            )
+            ids = mask[top : top + height, left : left + width].long()
+            return float(self.weight[ids].mean())
+
+        return max(
+            (super(BalancedCrop, self).make_params(flat_inputs) for _ in range(4)),
+            key=worth,
+        )
+
+
+def balanced_crops(recipe: Recipe, phase: Phase) -> v2.Compose:
+    """Return our augmentation with crops that favor rare classes."""
+    ours = recipes.train_transform(recipe, phase).transforms
+    weight = recipes.class_weights(common.load_data()[0].masks, power=1.0)
+    crop = BalancedCrop(
+        weight,
+        size=ours[0].size,
+        scale=ours[0].scale,
+        ratio=ours[0].ratio,
+        antialias=True,
+    )
+    return v2.Compose([crop, *ours[1:]])
+
+
 def constant(share: float) -> Callable:
     """Return a scheduler that keeps the rates at a share of their peaks."""
 
@@ -98,6 +145,14 @@ def plus(loss: Callable) -> Callable:
         return lambda logits, masks: cross_entropy(logits, masks) + loss(logits, masks)
 
     return build
+
+
+def first_stages_frozen(**arguments: Any) -> UNet:
+    """Return a U-Net whose first two encoder stages keep their weights."""
+    model = UNet(**arguments)
+    for stage in model.encoder[:2]:
+        stage.requires_grad_(False)
+    return model
 
 
 def learn_ignored(recipe: Recipe, masks: list[Tensor]) -> nn.Module:
@@ -137,6 +192,14 @@ ROWS: dict[str, Ablation] = {
     "constant rates, 0.5 of the peaks": Ablation(scheduler=constant(0.5)),
     "constant rates, 0.2 of the peaks": Ablation(scheduler=constant(0.2)),
     "no augmentation": Ablation(transform=no_augmentation),
+    "crops that favor rare classes": Ablation(transform=balanced_crops),
+    "first two encoder stages frozen": Ablation(model=first_stages_frozen),
+    "two encoder stages frozen, at equal time": Ablation(
+        {"phases": (Phase(4, 96, 128), Phase(3, 160, 224))}, model=first_stages_frozen
+    ),
+    "more small images, at equal time": Ablation(
+        {"phases": (Phase(5, 96, 128), Phase(1, 160, 224))}
+    ),
     "one image size": Ablation({"phases": (ONE_SIZE,)}),
     "one image size, at equal time": Ablation(
         {"phases": (replace(ONE_SIZE, epochs=3),)}
@@ -185,7 +248,7 @@ def train_row(
     model = ablation.model(
         num_classes=train.labels.num_classes, encoder_weights=encoder.state_dict
     )
-    build = ablation.criterion
+    build, began = ablation.criterion, time.process_time()
     result = training.fit(
         model.to(runtime.device()),
         train,
@@ -196,6 +259,7 @@ def train_row(
         transform=ablation.transform,
         config={"row": name, "encoder": encoder.fingerprint},
     )
+    cpu_seconds = round(time.process_time() - began)
     scores = inference.evaluate(
         result.averaged or result.model, held_out, recipe.input_size
     )
@@ -205,7 +269,7 @@ def train_row(
         "row": name,
         "seed": seed,
         **common.score_columns(scores),
-        "seconds": round(result.seconds),
+        "cpu_seconds": cpu_seconds,
         # the last, incomplete batch of an epoch is dropped
         "images": recipe.epochs * (len(train) - len(train) % recipe.batch_size),
         "precision": result.precision,

@@ -96,12 +96,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def append_row(path: Path, row: dict[str, object]) -> None:
     """Add a row to a CSV file, which is replaced by a complete one."""
-    rows = [*read_rows(path), row]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(path) as draft, draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with files.locked(runtime.output_dir() / "benchmark.lock", str(path)):
+        rows = [*read_rows(path), row]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic_write(path) as draft, draft.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def check_same_conditions(path: Path, found: dict[str, str]) -> None:

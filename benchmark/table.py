@@ -18,14 +18,14 @@ README = Path(__file__).with_name("README.md")
 
 TABLES = {
     "scores": (("budget", "method", "rate"), ("acc", "miou", "images", "seconds")),
-    "ablation": (("row",), ("acc", "miou", "seconds")),
+    "ablation": (("row",), ("acc", "miou", "cpu_seconds")),
 }
 """For each CSV file what identifies a line, and what is averaged over the seeds."""
 
 
 def mean_and_each(rows: list[dict[str, str]], column: str) -> str:
     """Return the mean of a column, and in parentheses the values."""
-    digits = 0 if column in ("seconds", "images") else 3
+    digits = 0 if column in ("seconds", "cpu_seconds", "images") else 3
     values = [float(row[column]) for row in rows]
     each = ", ".join(f"{value:.{digits}f}" for value in values)
     return f"{statistics.mean(values):.{digits}f} ({each})"

@@ -141,6 +141,8 @@ def test_rows_differ_from_the_baseline_in_the_number_of_images_only_where_said()
     assert {n for n, v in epochs.items() if v != epochs["baseline"]} == {
         "one image size, at equal time",
         "fp32, at equal time",
+        "two encoder stages frozen, at equal time",
+        "more small images, at equal time",
     }
 
 

@@ -8,6 +8,7 @@ import test_images
 import test_scenes
 import test_video
 import test_weights
+from mutations import FAULTS
 
 KINDS = {
     "images": test_images,
@@ -34,6 +35,7 @@ def test_contributing_states_how_many_cases_there_are():
     assert stated == counts()
     assert sum(stated.values()) >= 2500
     assert f"generates {sum(stated.values()):,} cases" in text
+    assert f"| faults inserted into `roadseg` | {len(FAULTS)} |" in text
     for kind, cases in (
         ("hostile web servers", test_files.HOSTILE),
         ("unsafe and damaged archives", test_files.BAD_ARCHIVES),
