@@ -18,17 +18,23 @@ README = Path(__file__).with_name("README.md")
 
 TABLES = {
     "scores": (("budget", "method", "rate"), ("acc", "miou", "images", "seconds")),
+    "throughput": (
+        ("size", "method", "precision"),
+        ("train_images_per_s", "predict_images_per_s", "share_of_peak"),
+    ),
     "ablation": (("row",), ("acc", "miou", "cpu_seconds")),
 }
 """For each CSV file what identifies a line, and what is averaged over the seeds."""
 
 
 def mean_and_each(rows: list[dict[str, str]], column: str) -> str:
-    """Return the mean of a column, and in parentheses the values."""
+    """Return the mean of a column, and in parentheses the values if there are more."""
     digits = 0 if column in ("seconds", "cpu_seconds", "images") else 3
     values = [float(row[column]) for row in rows]
-    each = ", ".join(f"{value:.{digits}f}" for value in values)
-    return f"{statistics.mean(values):.{digits}f} ({each})"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
 def table(name: str, rows: list[dict[str, str]]) -> str:
@@ -39,9 +45,13 @@ def table(name: str, rows: list[dict[str, str]]) -> str:
     lines = [[*keys, *columns], ["---"] * (len(keys) + len(columns))]
     for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
         group = [row for row in rows if tuple(row[k] for k in keys) == key]
-        group.sort(key=lambda row: int(row["seed"]))
+        group.sort(key=lambda row: int(row.get("seed", 0)))
         lines.append([*key, *(mean_and_each(group, c) for c in columns)])
-    known = [", ".join(sorted({row[c] for row in rows})) for c in common.CONDITIONS]
+    known = [
+        ", ".join(sorted({row[c] for row in rows}))
+        for c in common.CONDITIONS
+        if c in rows[0]
+    ]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{text}\n\nMeasured with: {'; '.join(known)}."
 
@@ -50,6 +60,8 @@ def fill(text: str, results: Path) -> str:
     """Return a Markdown text with the tables of the CSV files in a folder."""
     for name in TABLES:
         begin, end = f"<!-- {name} -->", "<!-- end -->"
+        if begin not in text:
+            continue
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         rows = common.read_rows(results / f"{name}.csv")

@@ -23,6 +23,7 @@ import ablate  # noqa: E402
 import common  # noqa: E402
 import run  # noqa: E402
 import table  # noqa: E402
+import throughput  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +278,26 @@ def test_the_best_rate_is_used_for_further_trainings(tmp_path):
     assert [(j["budget"], j["seed"]) for j in jobs if j["method"] == "ours"] == [
         *((600, 0), (600, 1), (600, 2), (900, 0))
     ]
+
+
+def test_throughput_has_a_row_for_each_method(tmp_path):
+    output = tmp_path / "throughput.csv"
+    command = ["--quick", "--methods", "original", "ours", "--output", str(output)]
+    assert throughput.main(command) == 0
+    assert throughput.main(command) == 0  # the file is replaced
+    rows = common.read_rows(output)
+    assert [row["method"] for row in rows] == ["original", "ours"]
+    assert [row["precision"] for row in rows[:1]] == ["fp32"]
+    for row in rows:
+        assert float(row["share_of_peak"]) > 0
+        assert float(row["train_images_per_s"]) > 0
+
+
+def test_operations_of_a_convolution_are_counted():
+    conv = nn.Conv2d(3, 4, 1, bias=False)
+    forward = 2 * 3 * 4 * 5 * 5  # two per multiplication and addition
+    x = torch.zeros(2, 3, 5, 5)
+    assert throughput.gflop_per_image(conv, x) == pytest.approx(2 * forward / 1e9)
 
 
 # --- tables -------------------------------------------------------------------
