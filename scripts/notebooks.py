@@ -49,6 +49,8 @@ FOLDED_SOLUTION = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 
+COLAB_BADGE = re.compile(r"\[!\[Open in Colab\].*\n+")
+
 
 class ExecutionError(Exception):
     """A notebook did not run to its end; the message names the code cell, from 1.
@@ -202,16 +204,22 @@ def without_solutions(notebook: NotebookNode) -> NotebookNode:
     """Return a copy of a notebook in which the solutions are left to the reader.
 
     Code cells tagged ``solution`` become a prompt, and so do folded blocks
-    (``<details>``) whose summary says "Solution" or "Answer". Everything else,
-    outputs included, stays.
+    (``<details>``) whose summary says "Solution" or "Answer". Outputs between a
+    "Predict" box and the next heading are cleared, and the Colab badge is removed,
+    because it opens the full chapter. Everything else, other outputs included, stays.
     """
-    copy = nbformat.from_dict(notebook)
+    copy, predicting = nbformat.from_dict(notebook), False
     for cell in copy.cells:
         if cell.cell_type == "markdown":
+            headings = re.findall(r"(?m)^#+ |^> \*\*Predict", cell.source)
+            predicting = "Predict" in headings[-1] if headings else predicting
             cell.source = FOLDED_SOLUTION.sub("*Your answer:*", cell.source)
+            cell.source = COLAB_BADGE.sub("", cell.source)
         elif "solution" in tags(cell):
             cell.source, cell.outputs = "# Your solution", []
             cell.execution_count, cell.metadata = None, NotebookNode()
+        elif cell.cell_type == "code" and predicting:
+            cell.outputs, cell.execution_count = [], None
     copy.metadata.pop("roadseg", None)  # its hashes are those of the full notebook
     return copy
 

@@ -555,6 +555,25 @@ def test_copies_for_students_hold_no_solutions(tmp_path):
     assert copy.cells[3].outputs[0].text == "1"
 
 
+def test_copies_for_students_show_no_result_below_a_prediction():
+    badge = "[![Open in Colab](https://colab.example/b.svg)](https://colab.example/x)"
+    cells = [
+        new_markdown_cell(f"# 1. A chapter\n\n{badge}\n\nText."),
+        code("x = 1", printed("1")),
+        new_markdown_cell("## 2\n\n> **Predict.** What comes?\n\nWe run it."),
+        code("y = 2", printed("2")),
+        new_markdown_cell("**Figure 1.1.** A caption."),
+        code("z = 3", printed("3")),
+        new_markdown_cell("## 3"),
+        code("w = 4", printed("4")),
+    ]
+    copy = notebooks.without_solutions(new_notebook(cells=cells))
+    assert copy.cells[0].source == "# 1. A chapter\n\nText."
+    shown = [c.outputs[0].text for c in copy.cells if c.get("outputs")]
+    assert shown == ["1", "4"]
+    assert [len(c.outputs) for c in cells if c.cell_type == "code"] == [1] * 4
+
+
 @pytest.mark.parametrize("solved", [False, True])
 def test_a_copy_for_students_runs_as_it_is_and_with_its_solutions(solved, tmp_path):
     """Of chapter 1, which has the most solutions."""
