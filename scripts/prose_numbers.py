@@ -7,7 +7,7 @@ numbers up to 12, years in citations, formulas, and quoted code are ignored.
 
 A section is everything under one second-level heading. A text that refers to another
 section ("section 3") is compared with that one too, and the summary at the end with
-the whole chapter.
+the whole chapter, as are the recall questions.
 """
 
 import re
@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 KNOWN = Path(__file__).with_name("known_numbers.toml")
 NOT_COMPARED = ("What you will learn", "Setup", "References")
-SUMMARY = "What we learned"
+SUMMARIES = ("What we learned", "Recall questions")
 SMALL = 12
 """Whole numbers up to this one are counts that read like words."""
 
@@ -76,7 +76,7 @@ def strays(nb: NotebookNode, chapter: str) -> Iterator[tuple[int, str, str]]:
     for part in parts:
         if part.title in NOT_COMPARED:
             continue
-        whole = part.title == SUMMARY
+        whole = part.title in SUMMARIES
         for cell, text in part.texts:
             cited = re.findall(r"\bsection (\d+)", text)
             beside = [p for p in parts if p is part or whole or p.number in cited]

@@ -330,8 +330,8 @@ TABLE = {
          "a_shift_is_estimated_between_pixels"),
     ],
     "segment": [
-        ("results overwrite each other", "if other.resolve() != file.path.resolve():",
-         "if False:", "results_that_would_overwrite_something_are_refused"),
+        ("results overwrite each other", "os.path.realpath(other) !=",
+         "other is None and", "results_that_would_overwrite_something_are_refused"),
         ("saved masks have no palette", "labels.palette().tobytes()", "bytes(768)",
          "masks_hold_the_ids_of_the_network_that_made_them"),
         ("every Nth frame is every frame", "(frame.index // every + 1) * every",

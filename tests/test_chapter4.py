@@ -162,6 +162,62 @@ def test_the_solutions_check_themselves(right, wrong):
     assert_caught(cells, right, wrong)
 
 
+# base, row, verdict, with a gap of 0.01
+JUDGED = [
+    ([0.50, 0.51], [0.55, 0.56], "better"),
+    ([0.50, 0.51], [0.45, 0.46], "worse"),
+    ([0.50, 0.51], [0.52, 0.53], "noise"),  # apart, but too close
+    ([0.50, 0.51], [0.49, 0.62], "noise"),  # far, but one seed says otherwise
+    ([0.50, 0.51], [0.55, 0.56, 0.57], "better"),  # a third seed
+]
+
+
+@pytest.mark.parametrize(("base", "row", "word"), JUDGED)
+def test_a_row_is_judged_by_its_seeds(base, row, word):
+    verdict = chapter.run([*SETUP, chapter.cell_with(CELLS, "def verdict")])["verdict"]
+    assert verdict(row, base, 0.01) == word
+
+
+def test_luck_alone_hardly_passes_the_rule():
+    cells = [chapter.cell_with(CELLS, "def verdict")]
+    cells.append(chapter.cell_with(CELLS, "typical = median("))
+    found = chapter.run([*SETUP, *cells])["found"]
+    assert len(found) == 1000
+    assert 0 < 1000 - found.count("noise") < 20
+
+
+def ablation_of(tmp_path, monkeypatch, text: str | None) -> dict:
+    """Run the cells that read and draw the study on a made-up file."""
+    folder = tmp_path / "benchmark" / "results"
+    folder.mkdir(parents=True)
+    if text is not None:
+        (folder / "ablation.csv").write_text(text)
+    monkeypatch.setattr(runtime, "repo_root", lambda: tmp_path)
+    cells = [chapter.cell_with(CELLS, x) for x in ("def verdict", '"ablation.csv"')]
+    return chapter.run(SETUP + cells + [chapter.cell_with(CELLS, "ax.axvspan(")])
+
+
+def test_the_study_is_judged_and_incomplete_rows_are_left_out(
+    tmp_path, monkeypatch, capsys
+):
+    lines = ["row,seed,miou,cpu_seconds"]
+    for row, values in {
+        "baseline": (0.50, 0.51),
+        "no skips": (0.30, 0.31),
+        "fp32, at equal time": (0.505, 0.515),
+        "unfinished": (0.9,),
+    }.items():
+        lines += [f'"{row}",{i},{v},100' for i, v in enumerate(values)]
+    names = ablation_of(tmp_path, monkeypatch, "\n".join(lines))
+    assert names["judged"] == {"no skips": "worse", "fp32, at equal time": "noise"}
+    assert "worse: no skips (-0.200)" in capsys.readouterr().out
+
+
+def test_without_measurements_the_command_is_printed(tmp_path, monkeypatch, capsys):
+    ablation_of(tmp_path, monkeypatch, None)
+    assert "python benchmark/ablate.py" in capsys.readouterr().out
+
+
 def test_a_slip_in_early_stopping_is_caught():
     curve = "curve = [{'val_miou': x} for x in (0.1, 0.2, 0.15)]"
     cells = [curve, chapter.cell_with(CELLS, "def stop_epoch")]

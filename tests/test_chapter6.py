@@ -50,8 +50,6 @@ def run(cells, start):
 def test_the_curve_was_measured_with_the_chapters_classes_and_rates(cells, run):
     names = run()
     assert names["OURS"] == how_many.LABELS
-    merged = chapter.cell_with(cells, "def merged_id").split("\n\n\n")[0]
-    exec(merged, names)
     for i in how_many.CAMVID.scored:
         name = how_many.CAMVID.names[i]
         expected = how_many.CLASS_OF.get(name, names["ELSE"])
@@ -121,8 +119,6 @@ def test_a_forgotten_override_lets_the_statistics_move(cells, run):
             self.head = torch.nn.Conv2d(4, 12, 1)
 
     source = chapter.cell_with(cells, "def freeze_statistics")
-    check = chapter.cell_with(cells, "freeze_statistics(frozen)")
-    source = f"{source}\n{check}"
     names = run()
     names |= {"base": SimpleNamespace(model=None)}
     names |= {"with_new_head": lambda network, count: Small()}
@@ -145,41 +141,64 @@ def test_images_are_repeated_equally_often(run):
 
 def rows(*points):
     return [
-        {"start": s, "images": str(n), "seed": str(k), "miou": str(x)}
+        {"start": s, "images": n, "seed": k, "miou": x, "iou road user": x / 2}
         for s, n, k, x in points
     ]
 
 
-def test_an_incomplete_curve_is_drawn_with_what_there_is(run, capsys, monkeypatch):
+@pytest.fixture
+def figures(monkeypatch):
+    """Return a list that gets the figures which are shown."""
+    shown = []
+    monkeypatch.setattr("roadseg.plots.show", lambda fig, alt: shown.append(fig))
+    return shown
+
+
+def drawn(figure):
+    """Return the points of each line, and the size of its marks."""
+    lines = figure.axes[0].lines
+    return [(np.round(x.get_xydata(), 6).tolist(), x.get_markersize()) for x in lines]
+
+
+WAYS = ("ways.setdefault(", "def dots(")
+CURVE = ("def curve(column)", "def draw_curve(", 'draw_curve("iou road user"')
+
+
+def test_an_incomplete_curve_is_drawn_with_what_there_is(run, capsys, figures):
     found = rows(("encoder", 4, 0, 0.5), ("encoder", 4, 1, 0.7), ("encoder", 8, 0, 0.8))
-    figures = []
-    names = {"read_results": lambda name: found}
-    monkeypatch.setattr("roadseg.plots.show", lambda fig, **_: figures.append(fig))
-    run(
-        'read_results("how_many.csv")',
-        "for (start, n), found in sorted",
-        'ax.set_ylabel("mIoU on the frames left over")',
-        **names,
-    )
+    run(*WAYS, *CURVE, read_results=lambda name: found if "many" in name else [])
     text = capsys.readouterr().out
-    assert "4 images  mIoU 0.600  (0.500 to 0.700, 2 seeds)" in text
-    assert "8 images  mIoU 0.800  (0.800 to 0.800, 1 seed)" in text
-    lines = [line.get_xydata().tolist() for line in figures[0].axes[0].lines]
-    assert [[4, 0.6], [8, 0.8]] in [np.round(line, 6).tolist() for line in lines]
+    assert "4 images  mIoU 0.600  2 seed(s) 0.500 to 0.700\n" in text
+    assert "8 images  mIoU 0.800  1 seed(s) 0.800 to 0.800  gain +0.200" in text
+    for figure, scale in zip(figures, (1, 0.5), strict=True):
+        points = drawn(figure)
+        assert [[4, 0.6 * scale], [8, 0.8 * scale]] in [xy for xy, _ in points]
+        mean, seeds = points[2:4]  # at 4 images, after the lines
+        assert mean[0] == [[4, 0.6 * scale]]
+        assert mean[1] > seeds[1]
+        assert seeds[0] == [[4, 0.5 * scale], [4, 0.7 * scale]]
 
 
-def test_without_results_nothing_fails(run, monkeypatch):
+def test_the_ways_are_drawn_from_the_best_mean_down(run, capsys, figures):
+    scores = {"one": (0.5, 0.9, 0.4), "two": (0.7, 0.8, 0.6), "three": (0.3,)}
+    found = [{"way": w, "miou": str(x)} for w, xs in scores.items() for x in xs]
+    run(*WAYS, read_results=lambda name: found)
+    text = capsys.readouterr().out.splitlines()
+    assert text == [
+        "0.700  two, 3 seed(s)",
+        "0.600  one, 3 seed(s)",
+        "0.300  three, 1 seed(s)",
+    ]
+    points = [xy for xy, _ in drawn(figures[0])]
+    assert points[:2] == [[[0.7, 0]], [[0.7, 0], [0.8, 0], [0.6, 0]]]
+    assert points[2] == [[0.6, 1]]
+
+
+def test_without_results_nothing_fails(run, capsys, figures, monkeypatch):
     monkeypatch.setattr("roadseg.runtime.repo_root", lambda: None)
-    monkeypatch.setattr("roadseg.plots.show", lambda fig, **_: None)
-    names = run(
-        "def read_results",
-        "for way, found in sorted(ways",
-        'read_results("how_many.csv")',
-        "for (start, n), found in sorted",
-        'ax.set_ylabel("mIoU on the frames left over")',
-        "def images_needed",
-    )
+    names = run("def read_results", *WAYS, *CURVE, "def images_needed")
     assert names["points"] == {}
+    assert capsys.readouterr().out.count("not measured yet") == 2
 
 
 def test_images_needed_is_the_first_count_that_reaches_the_goal(run):
@@ -195,6 +214,11 @@ def test_images_needed_is_the_first_count_that_reaches_the_goal(run):
 
 def test_risk_and_coverage_by_hand(run):
     curve = run("def risk_and_coverage")["risk_and_coverage"]
+    risk, coverage, _ = curve(  # the example in the text
+        torch.tensor([0.9, 0.6, 0.8]), torch.tensor([True, False, True])
+    )
+    assert risk.tolist() == pytest.approx([0, 0, 1 / 3])
+    assert coverage.tolist() == pytest.approx([1 / 3, 2 / 3, 1])
     confidence = torch.tensor([0.5, 0.9, 0.7, 0.8])
     hits = torch.tensor([False, True, True, False])
     risk, coverage, threshold = curve(confidence, hits)
@@ -221,7 +245,7 @@ def test_the_threshold_is_the_lowest_that_reaches_the_target(cells, run):
     hits[80:] = False  # 20% errors, all among the least confident
     names |= {"confidence_and_hits": lambda *_: (confidence, hits)}
     names |= {"logp": None, "T": 1.0, "val": SimpleNamespace(masks=None)}
-    exec(chapter.cell_with(cells, "target = risk[-1] / 4"), names)
+    exec(chapter.cell_with(cells, "risk[-1] / 4).nonzero()"), names)
     decided = confidence >= names["alarm"]
     assert (~hits[decided]).float().mean() <= 0.05
     one_more = confidence >= float(confidence[decided.sum()])

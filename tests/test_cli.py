@@ -114,6 +114,7 @@ def test_profiles_and_recipes_on_offer_are_those_there_are():
         (["segment"], "invalid choice"),
         (["predict"], "required: PATH"),
         (["predict", "a.png", "--input-size", "100"], "such as 256x352"),
+        (["predict", "a.png", "--input-size", "1x1"], "2 pixels or more"),
         (["predict", "a.png", "--every", "0"], "from 1 on"),
         (["predict", "a.png", "--out", "."], "choose another one"),
         (["predict", "a.png", "a.jpg"], "results of the same name"),
@@ -335,6 +336,22 @@ def test_it_starts_with_a_safe_path_and_by_its_folder(tmp_path):
         command = [sys.executable, *option, PACKAGE_ROOT / "roadseg", "--version"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout.strip() == f"roadseg {roadseg.__version__}", done.stderr
+
+
+def test_it_works_with_its_output_closed(trained, tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    monkeypatch.setattr(sys, "stdout", None)  # as after >&-
+    arguments = [tmp_path / "a.png", "--model", trained, "--out", tmp_path / "out"]
+    assert run("predict", *arguments) == 0
+    assert names(tmp_path / "out") == ["a_mask.png", "a_overlay.jpg"]
+
+
+def test_a_folder_in_place_of_a_file_is_told_before_the_work(trained, tmp_path, capsys):
+    for command in ("evaluate", "export"):
+        option = "--json" if command == "evaluate" else "--out"
+        assert run(command, "--model", trained, option, tmp_path) == 1
+        told = capsys.readouterr()
+        assert f"{tmp_path} is a folder; give the name of a file" in told.err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

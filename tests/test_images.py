@@ -238,6 +238,21 @@ def test_a_mask_holds_the_ids_of_its_classes(tmp_path):
         read_mask(path, two)
 
 
+def test_a_mask_with_smaller_copies_in_its_file_is_one_mask(tmp_path):
+    ids = np.array([[0, 5, 11, 2], [10, 0, 3, 1]], np.uint8)
+    small = Image.fromarray(ids[::2, ::2].copy())
+    small.encoderinfo = {"tiffinfo": {254: 1}}  # as GIS programs do
+    path = tmp_path / "a.tif"
+    Image.fromarray(ids).save(path, save_all=True, append_images=[small])
+    with Image.open(path) as file:
+        assert file.n_frames == 2
+    assert read_mask(path).tolist() == ids.tolist()
+    small.encoderinfo = {}
+    Image.fromarray(ids).save(path, save_all=True, append_images=[small])
+    with pytest.raises(DatasetError, match="a.tif holds 2 images"):
+        read_mask(path)
+
+
 @pytest.mark.parametrize("ending", ["png", "bmp", "tif", "gif"])
 def test_lossless_masks_are_read_exactly(tmp_path, ending):
     ids = np.array([[0, 5, 11], [10, 0, 3]], np.uint8)

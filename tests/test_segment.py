@@ -1,6 +1,7 @@
 """Segmenting files: what counts as an image or a video, names, masks and overlays."""
 
 import os
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -109,6 +110,21 @@ def test_paths_without_anything_to_segment_are_told(tmp_path):
     assert "gone.png does not exist" in inputs.errors[1]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_links_that_lead_nowhere_and_pipes_are_told(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    Image.fromarray(drawn()).save(tmp_path / "circle.jpg")
+    inputs = segment.find_inputs([tmp_path, tmp_path / "pipe.png"])
+    assert found(inputs, tmp_path) == {"circle.jpg": "image", "circle.png": "image"}
+    assert inputs.left_out == {"other file": 1}
+    assert [e.split(": ")[0] for e in inputs.errors] == [
+        f"{tmp_path / 'pipe.png'} is no ordinary file"
+    ]
+    told = segment.find_conflict(inputs.files, tmp_path / "out")
+    assert "results of the same name" in told
+
+
 def test_results_that_would_overwrite_something_are_refused(tmp_path):
     for name in ("a.png", "A.jpg", "b.png"):
         Image.fromarray(drawn()).save(tmp_path / name)
@@ -195,6 +211,24 @@ def test_a_video_becomes_a_video_and_masks(saved, tmp_path):
     with Image.open(out / "drive_masks" / "000002.png") as mask:
         expected = inference.predict(saved.model, tensor, SIZE)[0].numpy()
         assert (np.array(mask) == expected).all()
+
+
+@pytest.mark.parametrize(("rotation", "kept"), [(0, (4, 3)), (90, (3, 4))])
+def test_the_shape_of_pixels_is_kept(saved, tmp_path, rotation, kept):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "dvd.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 80, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        stream.set_display_rotation(rotation)
+        for value in (20, 90):
+            image = np.full((48, 80, 3), value, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    segment.segment_video(saved, segment.Input(tmp_path / "dvd.mp4", "video"), tmp_path)
+    with av.open(str(tmp_path / "dvd_overlay.mp4")) as file:
+        assert file.streams.video[0].sample_aspect_ratio == Fraction(*kept)
 
 
 def test_a_video_that_cannot_be_read_leaves_nothing(saved, tmp_path):

@@ -124,7 +124,6 @@ def test_the_wrapper_of_mixed_precision_comes_off_also_after_an_error(stop_in):
     assert model.forward.__func__ is Small.forward
 
 
-@pytest.mark.xfail(reason="accelerate leaves out a network that it prepared before")
 @pytest.mark.parametrize("first", ["fp32", "bf16"])
 def test_a_network_is_trained_again_in_mixed_precision(first):
     found = []

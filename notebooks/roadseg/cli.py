@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: With status 2 if the arguments are wrong, 0 after ``--help``.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as with >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # a name that the terminal cannot show must not cost the results
         if hasattr(stream, "reconfigure"):
@@ -282,8 +285,9 @@ def _matching(pattern: str, text: str, wanted: str) -> re.Match:
 
 
 def _size(text: str) -> tuple[int, int]:
-    wanted = "a height and width in pixels, such as 256x352"
-    found = _matching(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text, wanted)
+    wanted = "a height and width of 2 pixels or more, such as 256x352"
+    side = r"([2-9]|[1-9]\d{1,4})"  # PyTorch fails to resize to a single pixel
+    found = _matching(f"{side}x{side}", text, wanted)
     return int(found[1]), int(found[2])
 
 

@@ -79,6 +79,8 @@ def _read_scenes(folder: Path, split: str, labels: LabelSet):
 def _check_folder(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise RoadsegError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise RoadsegError(f"{path} is a folder; give the name of a file")
 
 
 def _display(path: Path) -> str:
@@ -123,7 +125,7 @@ def _train_in_process(options: argparse.Namespace, state) -> None:
             train, test = dataset1.load()
         encoder = weights.load_encoder_weights()
     runtime.print_environment(data=train.description, weights=encoder.source)
-    tracked = test.subset(sorted({0, len(test) // 2, len(test) - 1}))
+    tracked = train.subset(sorted({0, len(train) // 2, len(train) - 1}))
     saved = trained.load_or_train(train, encoder, recipe, tracked)
     if not state.is_main_process:
         return

@@ -149,7 +149,8 @@ def _opened(source: Path | BytesIO, start: bytes) -> Iterator[Image.Image]:
 def decoded(path: Path, upright: bool = False) -> Iterator[tuple[Image.Image, int]]:
     """Yield a decoded image, turned as EXIF asks for, and its bits per channel.
 
-    With `upright`, an image that has to be turned is refused.
+    With `upright`, for datasets, an image that has to be turned is refused, and so is
+    a file with several images.
     """
     if not path.is_file():
         raise DatasetError("does not exist")
@@ -160,6 +161,8 @@ def decoded(path: Path, upright: bool = False) -> Iterator[tuple[Image.Image, in
         if image.format == "PNG":
             image.verify()  # the checksum of every chunk, which load() ignores
     with _opened(BytesIO(data), data[:256]) as image:
+        if upright and (pages := count_pages(image)) > 1:
+            raise DatasetError(f"holds {pages} images; save each in a file of its own")
         asked = image.getexif().get(ExifTags.Base.Orientation)
         image.load()  # turns a TIFF upright, and finds what follows a PNG's pixels
         left = image.getexif().get(ExifTags.Base.Orientation)
@@ -216,6 +219,21 @@ def _pixels(image: Image.Image) -> Tensor:
         array = np.array(strip.convert("RGB"))
         pixels[:, top : top + rows] = torch.from_numpy(array).permute(2, 0, 1)
     return pixels
+
+
+def count_pages(image: Image.Image) -> int:
+    """Return how many images a file holds; previews and layers do not count."""
+    count = getattr(image, "n_frames", 1)
+    if image.format in ("MPO", "PSD"):
+        return 1
+    if image.format == "TIFF" and count > 1:  # one may hold itself at smaller sizes
+        reduced = 0
+        for page in range(count):
+            image.seek(page)
+            reduced += image.tag_v2.get(254, 0) & 1  # NewSubfileType
+        image.seek(0)
+        count -= reduced
+    return count
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -313,11 +331,10 @@ def load_mask(path: Path, labels: LabelSet) -> Tensor:
         # Pillow scales gray levels of 1, 2 and 4 bits; it keeps a palette's indices.
         scaled = image.mode == "L" and depth != 8
         if image.mode not in ("L", "P") or scaled:
-            colors = image.mode in ("RGB", "RGBA")
             raise DatasetError(
                 f"has mode {image.mode}, {depth} bits per channel, but a mask has one "
-                "8-bit channel with the class id of each pixel"
-                + ("; convert colors to ids with roadseg prepare" if colors else "")
+                "8-bit channel with the class id of each pixel; convert the masks with "
+                "roadseg prepare"
             )
         mask = np.array(image)
         if image.mode == "P":
@@ -330,8 +347,9 @@ def load_mask(path: Path, labels: LabelSet) -> Tensor:
         ids = ", ".join(map(str, unknown[:5])) + (", ..." if unknown[5:] else "")
         raise DatasetError(
             f"holds the label {ids}, but the {labels.num_classes} classes have the ids "
-            f"0 to {labels.num_classes - 1} (ignored: {labels.ignore_index}); if "
-            f"{unknown[-1]} marks ignored pixels, put "
+            f"0 to {labels.num_classes - 1} (ignored: {labels.ignore_index}); "
+            f"convert the masks with roadseg prepare, or if {unknown[-1]} marks "
+            "ignored pixels, put "
             f'{{"names": [...], "ignore_index": {unknown[-1]}}} into labels.json in '
             "the dataset's folder"
         )

@@ -308,7 +308,7 @@ def decoded_bytes(found: Pairs) -> float:
     return sum(sizes) / max(1, len(sizes)) * len(found.images)
 
 
-def available_memory() -> float:
+def available_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
     """Return the bytes of memory that can be taken, infinity where nothing tells."""
     free = [math.inf]
     with suppress(OSError, StopIteration):
@@ -316,7 +316,9 @@ def available_memory() -> float:
         line = next(line for line in lines if line.startswith("MemAvailable"))
         free.append(int(line.split()[1]) * 1024)
     with suppress(OSError, ValueError):  # in a container; "max" is no limit
-        group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
-        free.append(limit - int((group / "memory.current").read_text()))
+        used = int((group / "memory.current").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+        cached = next((x.split()[1] for x in lines if x.startswith("inactive_file")), 0)
+        free.append(limit - used + int(cached))  # files read lately don't count as used
     return min(free)

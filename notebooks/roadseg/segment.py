@@ -79,9 +79,8 @@ def find_inputs(paths: Iterable[str | os.PathLike], recursive: bool = False) -> 
         if path.is_file():
             found.files.append(Input(path, kind_of(path) or "image"))
         elif not path.is_dir():
-            found.errors.append(
-                f"{path} does not exist: give an image, video or folder"
-            )
+            wrong = "is no ordinary file" if path.exists() else "does not exist"
+            found.errors.append(f"{path} {wrong}: give an image, video or folder")
         else:
             before = len(found.files)
             _search(path, path, recursive, found)
@@ -112,6 +111,8 @@ def kind_of(path: Path) -> Literal["image", "video"] | None:
     PyAV reads, with more than one frame, is a video. Of the rest, the ending decides;
     None if it is neither.
     """
+    if path.exists() and not path.is_file():  # a pipe or a device
+        return None
     try:
         images.image_size(path)
         is_image = True
@@ -140,7 +141,8 @@ def find_conflict(files: Iterable[Input], out: Path) -> str | None:
             return f"{file.path} is inside the output folder; choose another one"
         key = (str(file.result).lower(), file.kind)
         other = seen.setdefault(key, file.path)
-        if other.resolve() != file.path.resolve():
+        # unlike resolve(), realpath() takes a link that leads to itself
+        if os.path.realpath(other) != os.path.realpath(file.path):
             return (
                 f"{other} and {file.path} would have results of the same name; "
                 "segment them separately, with different output folders"
@@ -182,11 +184,11 @@ def segment_image(
 
 
 def _pages(path: Path) -> int:
-    """Return how many images a file holds; previews in photos do not count."""
+    """Return how many images a file holds, 1 if it cannot be read."""
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the size of panoramas
         with Image.open(path) as file:
-            return 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+            return images.count_pages(file)
     return 1
 
 
@@ -219,6 +221,7 @@ def segment_video(
             image = torch.from_numpy(frame.image).permute(2, 0, 1)
             mask = _predict(saved, image, hflip_tta)
             save_mask(mask, masks / f"{frame.index:06}.png", saved.labels)
+            writer.pixel_aspect = reader.pixel_aspect
             writer.write(_overlay(frame.image, mask, saved.labels), frame.time)
     return reader.problems()
 

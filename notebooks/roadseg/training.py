@@ -442,7 +442,8 @@ class _Trainer:
         )
 
     def close(self) -> None:
-        """Undo what accelerate did to the network's forward method."""
+        """Undo what accelerate did to the network, so that it can be trained again."""
         if self.accelerator is not None:
             self.accelerator.unwrap_model(self.plain, keep_fp32_wrapper=False)
+            vars(self.plain).pop("_is_accelerate_prepared", None)
             self.accelerator.free_memory()

@@ -90,6 +90,7 @@ class FrameReader:
         decoded: How many frames were decoded so far.
         damaged: Times of frames that could not be decoded, in seconds.
         incomplete: Whether the file ended early. Known after the last frame.
+        pixel_aspect: Width of a pixel over its height. Known after the first frame.
 
     Raises:
         VideoError: If PyAV is not installed or the file cannot be read as a video.
@@ -103,6 +104,9 @@ class FrameReader:
                 stream = _best_stream(file)
                 if stream is None:
                     raise VideoError(_unreadable(self.path, "no video stream in it"))
+                if stream.codec_context is None:
+                    reason = "FFmpeg has no decoder for its codec"
+                    raise VideoError(_unreadable(self.path, reason))
                 self.expected = stream.frames or None
                 self.duration = _duration(file, stream)
         except _pyav().FFmpegError as error:
@@ -111,6 +115,7 @@ class FrameReader:
     def _reset(self) -> None:
         self.decoded, self.damaged, self.incomplete = 0, [], False
         self._packets, self._end = 0, 0.0
+        self.pixel_aspect = Fraction(1)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames in the order in which they are shown.
@@ -146,8 +151,10 @@ class FrameReader:
                     if frame.is_corrupt:
                         self.damaged.append(time)
                         continue
-                    image = frame.to_ndarray(format="rgb24")
-                    image = np.rot90(image, round(frame.rotation / 90))
+                    turns = round(frame.rotation / 90)
+                    image = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+                    aspect = stream.sample_aspect_ratio or Fraction(1)
+                    self.pixel_aspect = 1 / aspect if turns % 2 else aspect
                     self.decoded += 1
                     yield Frame(index, time, np.ascontiguousarray(image))
         if not self.decoded:
@@ -229,12 +236,16 @@ class VideoWriter:
 
     Comes from `open_writer`. Odd heights and widths are padded by one pixel, because
     yuv420p needs even ones. Frames of another size than the first are scaled to it.
+
+    Attributes:
+        pixel_aspect: Width of a pixel over its height. Set it before the first frame.
     """
 
     def __init__(self, path: Path, draft: Path) -> None:
         self.path, self._draft = path, draft
         self.written, self._last_tick = 0, -1
         self._file = self._stream = None
+        self.pixel_aspect = Fraction(1)
 
     def write(self, image: np.ndarray, time: float) -> None:
         """Add a frame.
@@ -282,6 +293,7 @@ class VideoWriter:
         self._colorspace = "ITU709" if height >= 720 else "ITU601"
         context.colorspace = 1 if height >= 720 else 5
         context.color_range = 1
+        context.sample_aspect_ratio = self.pixel_aspect
 
     def finish(self) -> None:
         """Close the file, decode its frames and count them."""
