@@ -183,6 +183,30 @@ def test_no_augmentation_shows_whole_images_on_one_grid():
     assert (x[0].float() - y.float()).abs().max() <= 3  # half an output pixel
 
 
+def test_balanced_crops_show_rare_classes_more_often():
+    ids = torch.zeros(48, 64, dtype=torch.uint8)
+    ids[:12, :16] = 1  # rare, in a corner
+    mask = tv_tensors.Mask(ids)
+    image = tv_tensors.Image(torch.zeros(3, 48, 64, dtype=torch.uint8))
+    arguments = {"size": (24, 32), "scale": (0.2, 0.3), "ratio": (1.2, 1.4)}
+    weight = torch.tensor([0.0, 1.0])
+    shares = []
+    for crop in (
+        ablate.recipes.AlignedRandomResizedCrop(**arguments),
+        ablate.BalancedCrop(weight, **arguments),
+    ):
+        torch.manual_seed(0)
+        shares.append(sum((crop(image, mask)[1] == 1).sum().item() for _ in range(40)))
+    assert shares[1] > 1.5 * shares[0] > 0
+
+
+def test_frozen_stages_are_the_first_two():
+    model = ablate.first_stages_frozen()
+    trained = [any(p.requires_grad for p in s.parameters()) for s in model.encoder]
+    assert trained == [False, False, True, True, True]
+    assert all(p.requires_grad for p in model.head.parameters())
+
+
 def test_unlabeled_pixels_can_be_a_class():
     masks = [torch.tensor([[0, 1, 11, 11]])]
     criterion = ablate.learn_ignored(ablate.BASELINE, masks)
@@ -291,6 +315,15 @@ def test_throughput_has_a_row_for_each_method(tmp_path):
     for row in rows:
         assert float(row["share_of_peak"]) > 0
         assert float(row["train_images_per_s"]) > 0
+
+
+def test_the_share_of_the_peak_is_operations_by_time(monkeypatch):
+    monkeypatch.setattr(throughput, "fastest", lambda call, repeats: 0.5)
+    monkeypatch.setattr(throughput, "gflop_per_image", lambda model, x: 3.0)
+    monkeypatch.setattr(throughput, "peak", lambda precision, side: 48.0)
+    row = throughput.measure("ours", (32, 32), 1, 128)
+    assert row["train_images_per_s"] == row["predict_images_per_s"] == 8  # 4 in 0.5 s
+    assert row["share_of_peak"] == 0.5
 
 
 def test_operations_of_a_convolution_are_counted():
